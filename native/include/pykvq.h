@@ -1,0 +1,286 @@
+/*
+ * pykvq.h - the one public header: run GGUF language models with a compressed KV cache.
+ *
+ * Four nouns. A MODEL is an opened GGUF file: immutable, shared between engines and threads. An ENGINE is a model on a
+ * device with a pool of cache pages, sized once; it steps many sequences together and is used by one thread at a time (a
+ * second caller gets PYKVQ_E_BUSY, never a race). A SEQUENCE is one timeline of tokens on an engine. A SAMPLER turns
+ * logits into a token.
+ *
+ *     pykvq_model_open -> pykvq_engine_create -> pykvq_seq_create
+ *     pykvq_seq_sync(prompt) -> pykvq_engine_step until nothing is pending -> pykvq_seq_sample -> pykvq_seq_push -> step ...
+ *
+ * Every call that can fail returns a pykvq_status; pykvq_last_error() then holds this thread's sentence: the object, what is
+ * wrong, what was expected. A failing call leaves its objects as they were. The library never prints, aborts, exits or
+ * reads the environment. The caller owns every buffer that crosses. Parameter structs start with their size in bytes, so
+ * that they can grow. Strings are UTF-8, NUL-terminated.
+ *
+ * The part between the two cffi marks is also read by the Python build, so it stays plain declarations.
+ */
+#ifndef PYKVQ_H
+#define PYKVQ_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define PYKVQ_API __attribute__((visibility("default")))
+#else
+#define PYKVQ_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cffi: begin */
+
+#define PYKVQ_ABI 1 /* grows with every incompatible change of this header */
+
+typedef enum pykvq_status {
+    PYKVQ_OK = 0,
+    PYKVQ_E_ARGUMENT = 1,    /* the caller asked for something impossible */
+    PYKVQ_E_FILE = 2,        /* the operating system refused: missing, no permission, unreadable */
+    PYKVQ_E_FORMAT = 3,      /* the bytes of a file are not what they should be */
+    PYKVQ_E_UNSUPPORTED = 4, /* well formed, but not something this build can run */
+    PYKVQ_E_MEMORY = 5,      /* host or device memory ran out */
+    PYKVQ_E_FULL = 6,        /* a context or the page pool is full */
+    PYKVQ_E_BUSY = 7,        /* another thread is using the object */
+    PYKVQ_E_CANCELLED = 8,   /* pykvq_engine_cancel was called */
+    PYKVQ_E_DEVICE = 9,      /* the device failed; the engine is dead */
+    PYKVQ_E_NUMERIC = 10     /* logits are not finite */
+} pykvq_status;
+
+/* ---- library ---- */
+
+PYKVQ_API int pykvq_abi(void);
+PYKVQ_API const char *pykvq_version(void);
+PYKVQ_API const char *pykvq_last_error(void); /* this thread's last sentence; "" if none; valid until the next failure */
+PYKVQ_API const char *pykvq_cpu_isa(void);    /* the instruction set in use: "scalar", "avx2", "avx512", "neon" */
+/* Tests only: use a narrower instruction set from now on, for every engine. NULL restores the widest. */
+PYKVQ_API pykvq_status pykvq_cpu_select(const char *isa);
+/* Tests only: the n-th allocation from now (0: the next) fails, once; UINT64_MAX: none does. */
+PYKVQ_API void pykvq_fail_allocation(uint64_t n);
+PYKVQ_API uint64_t pykvq_allocated_bytes(void); /* living host memory of the library */
+
+/* ---- GGUF files: metadata and tensors, without loading a model ---- */
+
+typedef struct pykvq_gguf pykvq_gguf;
+
+typedef enum pykvq_gguf_type { /* value types of the GGUF specification */
+    PYKVQ_GGUF_U8 = 0,
+    PYKVQ_GGUF_I8 = 1,
+    PYKVQ_GGUF_U16 = 2,
+    PYKVQ_GGUF_I16 = 3,
+    PYKVQ_GGUF_U32 = 4,
+    PYKVQ_GGUF_I32 = 5,
+    PYKVQ_GGUF_F32 = 6,
+    PYKVQ_GGUF_BOOL = 7,
+    PYKVQ_GGUF_STRING = 8,
+    PYKVQ_GGUF_ARRAY = 9,
+    PYKVQ_GGUF_U64 = 10,
+    PYKVQ_GGUF_I64 = 11,
+    PYKVQ_GGUF_F64 = 12
+} pykvq_gguf_type;
+
+typedef struct pykvq_gguf_value {
+    const char *key; /* not NUL-terminated: n_key bytes of valid UTF-8 */
+    uint64_t n_key;
+    uint32_t type;         /* pykvq_gguf_type of the value, or of the elements if is_array */
+    uint32_t is_array;     /* 0 or 1 */
+    uint64_t n;            /* elements (1 if not an array) */
+    const uint8_t *data;   /* little-endian elements as in the file; strings are uint64 length, then bytes */
+    uint64_t n_data_bytes; /* bytes at data */
+} pykvq_gguf_value;
+
+typedef struct pykvq_gguf_tensor {
+    const char *name; /* not NUL-terminated: n_name bytes of valid UTF-8 */
+    uint64_t n_name;
+    uint32_t type; /* GGML type id */
+    uint32_t n_dims;
+    uint64_t ne[4];      /* elements per dimension, fastest first; 1 beyond n_dims */
+    const uint8_t *data; /* in the mapped file */
+    uint64_t n_bytes;
+} pykvq_gguf_tensor;
+
+/* Opens a file, or the first of a sharded set (-00001-of-0000N). Every count, offset, string and type is checked. */
+PYKVQ_API pykvq_status pykvq_gguf_open(const char *path, pykvq_gguf **out);
+PYKVQ_API void pykvq_gguf_close(pykvq_gguf *gguf);
+PYKVQ_API uint64_t pykvq_gguf_n_values(const pykvq_gguf *gguf);
+PYKVQ_API uint64_t pykvq_gguf_n_tensors(const pykvq_gguf *gguf);
+PYKVQ_API uint64_t pykvq_gguf_n_bytes(const pykvq_gguf *gguf); /* mapped bytes, all shards */
+PYKVQ_API uint32_t pykvq_gguf_version(const pykvq_gguf *gguf);
+PYKVQ_API pykvq_status pykvq_gguf_value_at(const pykvq_gguf *gguf, uint64_t i, pykvq_gguf_value *out);
+PYKVQ_API pykvq_status pykvq_gguf_tensor_at(const pykvq_gguf *gguf, uint64_t i, pykvq_gguf_tensor *out);
+/* Byte offsets of the n strings of a string array in value.data: offsets[i] .. offsets[i] + lengths[i]. */
+PYKVQ_API pykvq_status pykvq_gguf_strings(const pykvq_gguf_value *value, uint64_t *offsets, uint64_t *lengths);
+
+/* ---- weight types ---- */
+
+typedef struct pykvq_weight_type {
+    const char *name; /* "Q4_K" */
+    uint32_t id;      /* GGML type id */
+    uint32_t block_elements;
+    uint32_t block_bytes;
+} pykvq_weight_type;
+
+PYKVQ_API uint32_t pykvq_n_weight_types(void);
+PYKVQ_API pykvq_status pykvq_weight_type_at(uint32_t i, pykvq_weight_type *out);
+/* src: n_elements / block_elements blocks; dst: (n_elements) */
+PYKVQ_API pykvq_status pykvq_weight_dequantize(uint32_t type, const void *src, uint64_t n_src_bytes, float *dst,
+                                               uint64_t n_elements);
+/* y (n_tokens, n_out) = x (n_tokens, n_in) . w (n_out, n_in)^T with the selected CPU kernels */
+PYKVQ_API pykvq_status pykvq_weight_matmul(uint32_t type, const void *w, uint64_t n_w_bytes, uint32_t n_out, uint32_t n_in,
+                                           const float *x, uint32_t n_tokens, float *y, uint32_t n_threads);
+
+/* ---- models ---- */
+
+typedef struct pykvq_model pykvq_model;
+
+typedef struct pykvq_model_info {
+    const char *arch; /* "llama" */
+    const char *name; /* general.name, or "" */
+    uint32_t n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff, n_vocab;
+    uint32_t n_ctx_train;    /* the context it was trained for */
+    uint32_t n_window;       /* tokens a sliding-window layer sees; 0: none */
+    uint32_t n_layer_window; /* how many layers have that window */
+    uint64_t n_params;
+    uint64_t n_file_bytes;
+    uint64_t fingerprint; /* of hyperparameters, tensor table and samples of the weights */
+} pykvq_model_info;
+
+PYKVQ_API pykvq_status pykvq_model_open(const char *path, pykvq_model **out);
+PYKVQ_API void pykvq_model_close(pykvq_model *model); /* after the last engine on it */
+PYKVQ_API void pykvq_model_get_info(const pykvq_model *model, pykvq_model_info *out);
+PYKVQ_API const pykvq_gguf *pykvq_model_gguf(const pykvq_model *model);
+
+/* ---- KV types ---- */
+
+typedef struct pykvq_kv_type {
+    const char *name;    /* what --kv takes: "kivi2" */
+    const char *summary; /* one line: when to use it */
+    uint32_t sink, tail; /* default tokens kept in f16; tail UINT32_MAX: never encoded */
+} pykvq_kv_type;
+
+PYKVQ_API uint32_t pykvq_n_kv_types(void);
+PYKVQ_API pykvq_status pykvq_kv_type_at(uint32_t i, pykvq_kv_type *out);
+/* Bytes of one encoded tile (64 tokens of one KV head); side is 'k' or 'v'. Fails if the type cannot take head_dim. */
+PYKVQ_API pykvq_status pykvq_kv_tile_bytes(const char *type, char side, uint32_t head_dim, uint64_t *n_bytes);
+/* x: (64, head_dim) in the original basis; tile: pykvq_kv_tile_bytes bytes, canonical order */
+PYKVQ_API pykvq_status pykvq_kv_encode(const char *type, char side, uint32_t head_dim, const float *x, uint8_t *tile);
+PYKVQ_API pykvq_status pykvq_kv_decode(const char *type, char side, uint32_t head_dim, const uint8_t *tile, float *x);
+
+typedef struct pykvq_kv_attend_params { /* one sequence through the CPU attention kernels, from plain arrays */
+    uint64_t size;
+    const char *type_k, *type_v;
+    uint32_t n_head, n_head_kv, head_dim;
+    uint32_t n_q;       /* query tokens: the last n_q positions */
+    uint32_t n_kv;      /* tokens in the cache, the n_q included */
+    uint32_t sink;      /* first tokens kept in f16 (multiple of 64) */
+    uint32_t tail;      /* newest tokens kept in f16; a tile is encoded once all of it is older */
+    uint32_t window;    /* 0: none */
+    uint32_t n_threads;
+    float scale;        /* of the logits */
+    float softcap;      /* 0: none */
+    const float *q;     /* (n_q, n_head, head_dim) */
+    const float *k, *v; /* (n_kv, n_head_kv, head_dim), K after RoPE */
+    const float *sink_logits; /* (n_head) learned attention-sink logits, or NULL */
+    float *o;                 /* out: (n_q, n_head, head_dim) */
+} pykvq_kv_attend_params;
+
+PYKVQ_API pykvq_status pykvq_kv_attend(const pykvq_kv_attend_params *params);
+
+/* ---- engines ---- */
+
+typedef struct pykvq_engine pykvq_engine;
+typedef struct pykvq_seq pykvq_seq;
+
+typedef struct pykvq_engine_params {
+    uint64_t size;
+    const char *device; /* "cpu" (NULL means it) */
+    uint32_t n_ctx;     /* most tokens of one sequence; 0: what the model was trained for */
+    uint32_t n_seq;     /* sequences whose full context the pool holds; 0: 1 */
+    uint32_t n_batch;   /* most tokens in one step; 0: 512 */
+    uint32_t n_logits;  /* most logit rows kept from one step; 0: n_seq */
+    uint32_t n_threads; /* 0: the cores this process may use */
+    const char *kv;     /* KV type, e.g. "kivi2"; NULL: "f16" */
+    const char *kv_k;   /* K type if it differs; NULL: kv */
+    const char *kv_v;
+    const char *kv_layers; /* "0-1,-1:q8_0,4:f16"; NULL: none */
+    int32_t kv_sink;       /* tokens; -1: the type's default */
+    int32_t kv_tail;       /* tokens; -1: the type's default */
+} pykvq_engine_params;
+
+typedef struct pykvq_plan {
+    uint64_t n_weight_bytes;  /* the mapped file */
+    uint64_t n_kv_bytes;      /* the page pools */
+    uint64_t n_scratch_bytes; /* activations, logits, tables */
+    uint64_t n_total_bytes;
+    double kv_bytes_per_token;  /* of one sequence, once encoded, all layers */
+    double kv_bits_per_element; /* over a full context: codes, scales, sink and tail */
+    uint32_t n_ctx, n_seq, n_batch, n_logits, n_threads; /* after defaults */
+} pykvq_plan;
+
+typedef struct pykvq_engine_stats {
+    uint64_t n_prompt_tokens, n_decode_tokens; /* fed so far: in runs of several, one at a time */
+    double prompt_seconds, decode_seconds;
+    uint64_t n_kv_bytes_used; /* pages in use now */
+    uint32_t n_seq_open;
+} pykvq_engine_stats;
+
+PYKVQ_API pykvq_status pykvq_engine_plan(const pykvq_model *model, const pykvq_engine_params *params, pykvq_plan *out);
+PYKVQ_API pykvq_status pykvq_engine_create(const pykvq_model *model, const pykvq_engine_params *params, pykvq_engine **out);
+PYKVQ_API void pykvq_engine_destroy(pykvq_engine *engine); /* with all its sequences */
+PYKVQ_API void pykvq_engine_get_plan(const pykvq_engine *engine, pykvq_plan *out);
+PYKVQ_API pykvq_status pykvq_engine_get_stats(pykvq_engine *engine, pykvq_engine_stats *out);
+/* Feeds pending tokens of these sequences, together at most n_batch: single pending tokens first, then the rest in order.
+ * On failure or cancellation every sequence is as before. */
+PYKVQ_API pykvq_status pykvq_engine_step(pykvq_engine *engine, pykvq_seq **seqs, uint32_t n_seqs);
+/* The one call allowed while another thread steps: that step ends soon with PYKVQ_E_CANCELLED. */
+PYKVQ_API void pykvq_engine_cancel(pykvq_engine *engine);
+
+/* ---- sequences ---- */
+
+PYKVQ_API pykvq_status pykvq_seq_create(pykvq_engine *engine, pykvq_seq **out);
+PYKVQ_API void pykvq_seq_destroy(pykvq_seq *seq);
+/* The sequence becomes `tokens`: the longest common prefix with what is cached is kept, the rest is pending. At least the
+ * last token is always fed again, so that its logits exist. *n_reused (may be NULL) gets the tokens that need no feeding. */
+PYKVQ_API pykvq_status pykvq_seq_sync(pykvq_seq *seq, const int32_t *tokens, uint32_t n_tokens, uint32_t *n_reused);
+PYKVQ_API pykvq_status pykvq_seq_push(pykvq_seq *seq, const int32_t *tokens, uint32_t n_tokens); /* appends pending tokens */
+/* Keeps the first n_tokens. What lies in an encoded tile that is cut is fed again: it becomes pending. */
+PYKVQ_API pykvq_status pykvq_seq_rewind(pykvq_seq *seq, uint32_t n_tokens);
+PYKVQ_API pykvq_status pykvq_seq_fork(pykvq_seq *seq, pykvq_seq **out); /* shares pages until either writes */
+PYKVQ_API uint32_t pykvq_seq_n_tokens(const pykvq_seq *seq);            /* cached and pending */
+PYKVQ_API uint32_t pykvq_seq_n_pending(const pykvq_seq *seq);
+PYKVQ_API pykvq_status pykvq_seq_tokens(const pykvq_seq *seq, int32_t *tokens, uint32_t n_tokens); /* the first n_tokens */
+PYKVQ_API uint64_t pykvq_seq_kv_bytes(const pykvq_seq *seq); /* of the pages it holds; shared ones count in each */
+/* all = true: keep logits of every token fed from now on, not only of the last. */
+PYKVQ_API pykvq_status pykvq_seq_keep_logits(pykvq_seq *seq, bool all);
+PYKVQ_API uint32_t pykvq_seq_n_logits(const pykvq_seq *seq); /* rows kept from the last step that fed it */
+/* Copies rows [first, first + n_rows) to out (n_rows, n_vocab). */
+PYKVQ_API pykvq_status pykvq_seq_logits(const pykvq_seq *seq, uint32_t first, uint32_t n_rows, float *out);
+
+/* ---- sampling ---- */
+
+typedef struct pykvq_sampler pykvq_sampler;
+
+typedef struct pykvq_sampler_params {
+    uint64_t size;
+    float temp;     /* 0: greedy */
+    int32_t top_k;  /* 0: off */
+    float top_p;    /* 1: off */
+    float min_p;    /* 0: off */
+    uint64_t seed;
+} pykvq_sampler_params;
+
+PYKVQ_API pykvq_status pykvq_sampler_create(const pykvq_sampler_params *params, pykvq_sampler **out);
+PYKVQ_API void pykvq_sampler_destroy(pykvq_sampler *sampler);
+PYKVQ_API pykvq_status pykvq_sampler_sample(pykvq_sampler *sampler, const float *logits, uint32_t n_vocab, int32_t *token);
+PYKVQ_API pykvq_status pykvq_seq_sample(pykvq_seq *seq, pykvq_sampler *sampler, int32_t *token); /* from its last logits */
+
+/* cffi: end */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,34 @@
+/* KV codecs: how the keys, or the values, of one tile become bytes. Bytes <-> numbers; no threads, no policy. */
+#ifndef KVQ_KV_CODEC_H
+#define KVQ_KV_CODEC_H
+
+#include "base/status.h"
+
+enum { KVQ_TILE = 64 /* tokens of one KV head, encoded together */ };
+
+/* The scalar reference of a codec. K and V codecs are separate values of this type. The tile bytes are canonical: the same
+ * on every machine, and laid out as the CPU kernels read them (a GPU may permute them, with a bijection it tests). */
+typedef struct kvq_codec {
+    const char *name;  /* of the KV type it belongs to: "kivi2" */
+    uint32_t version;  /* of the byte format; stored in saved sequences */
+    bool rotated;      /* tiles hold the sign-Hadamard basis of kv/rotate.h; queries and outputs are rotated to match */
+    /* 0 if the codec cannot take head_dim */
+    size_t (*tile_bytes)(uint32_t head_dim);
+    /* x: (KVQ_TILE, head_dim) in the original basis, finite; tile: tile_bytes, 64-byte aligned */
+    void (*encode)(const float *x, uint32_t head_dim, uint8_t *tile);
+    /* the inverse, as near as the codec can: x (KVQ_TILE, head_dim) in the original basis */
+    void (*decode)(const uint8_t *tile, uint32_t head_dim, float *x);
+} kvq_codec;
+
+/* A KV type: what --kv takes. */
+typedef struct kvq_kv_type {
+    const char *name, *summary;
+    const kvq_codec *k, *v;
+    uint32_t sink, tail; /* default tokens in f16; tail UINT32_MAX: tiles are never encoded */
+} kvq_kv_type;
+
+uint32_t kvq_kv_type_count(void);
+const kvq_kv_type *kvq_kv_type_at(uint32_t i);
+const kvq_kv_type *kvq_kv_type_find(const char *name); /* NULL if unknown */
+
+#endif
