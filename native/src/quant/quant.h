@@ -18,5 +18,7 @@ uint32_t kvq_wtype_count(void);
 const kvq_wtype *kvq_wtype_at(uint32_t i);
 /* "Q4_K" for known ids, and for ids of GGML that are known but not supported; "type 123" is the caller's to write if NULL. */
 const char *kvq_wtype_name(uint32_t ggml_id);
+/* Block size of every type that a GGUF file may hold, also of those that only the container knows (I8, F64, Q8_K ...). */
+bool kvq_wtype_layout(uint32_t ggml_id, uint32_t *block_elements, uint32_t *block_bytes);
 
 #endif
