@@ -4,21 +4,29 @@
 
 #include "base/status.h"
 
-enum { KVQ_TILE = 64 /* tokens of one KV head, encoded together */ };
+enum {
+    KVQ_TILE = 64,          /* tokens of one KV head, encoded together */
+    KVQ_MAX_HEAD_DIM = 256, /* what a codec must be able to take: every multiple of 16 up to here */
+};
 
 /* The scalar reference of a codec. K and V codecs are separate values of this type. The tile bytes are canonical: the same
  * on every machine, and laid out as the CPU kernels read them (a GPU may permute them, with a bijection it tests). */
-typedef struct kvq_codec {
-    const char *name;  /* of the KV type it belongs to: "kivi2" */
-    uint32_t version;  /* of the byte format; stored in saved sequences */
-    bool rotated;      /* tiles hold the sign-Hadamard basis of kv/rotate.h; queries and outputs are rotated to match */
+typedef struct kvq_codec kvq_codec;
+struct kvq_codec {
+    const char *name; /* of the KV type it belongs to: "kivi2" */
+    char side;        /* 'k' or 'v' */
+    uint32_t version; /* of the byte format; stored in saved sequences */
+    bool rotated;     /* tiles hold the sign-Hadamard basis of kv/rotate.h; queries and outputs are rotated to match */
+    uint32_t bits;    /* of a code: what the members of a family differ in */
+    uint32_t group;   /* elements that share a scale, where the family has a choice */
     /* 0 if the codec cannot take head_dim */
-    size_t (*tile_bytes)(uint32_t head_dim);
-    /* x: (KVQ_TILE, head_dim) in the original basis, finite; tile: tile_bytes, 64-byte aligned */
-    void (*encode)(const float *x, uint32_t head_dim, uint8_t *tile);
-    /* the inverse, as near as the codec can: x (KVQ_TILE, head_dim) in the original basis */
-    void (*decode)(const uint8_t *tile, uint32_t head_dim, float *x);
-} kvq_codec;
+    size_t (*tile_bytes)(const kvq_codec *codec, uint32_t head_dim);
+    /* x: (KVQ_TILE, head_dim) in the original basis; tile: tile_bytes, 64-byte aligned. Total: an element that no half
+     * float can hold (NaN, infinite, beyond 65504) is stored as 0; the return value counts them. */
+    uint32_t (*encode)(const kvq_codec *codec, const float *x, uint32_t head_dim, uint8_t *tile);
+    /* the inverse, as near as the codec can: x (KVQ_TILE, head_dim) in the original basis; finite for every encoded tile */
+    void (*decode)(const kvq_codec *codec, const uint8_t *tile, uint32_t head_dim, float *x);
+};
 
 /* A KV type: what --kv takes. */
 typedef struct kvq_kv_type {

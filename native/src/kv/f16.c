@@ -7,35 +7,35 @@
 #include "base/half.h"
 #include "kv/codec.h"
 
-static size_t tile_bytes(uint32_t head_dim) {
+#include <math.h>
+
+static size_t tile_bytes(const kvq_codec *codec, uint32_t head_dim) {
     return (size_t)KVQ_TILE * head_dim * 2;
 }
 
-static void encode_k(const float *x, uint32_t head_dim, uint8_t *tile) {
+static size_t place(const kvq_codec *codec, uint32_t head_dim, uint32_t token, uint32_t channel) {
+    return codec->side == 'k' ? (size_t)channel * KVQ_TILE + token : (size_t)token * head_dim + channel;
+}
+
+static uint32_t encode(const kvq_codec *codec, const float *x, uint32_t head_dim, uint8_t *tile) {
     uint16_t *halfs = (uint16_t *)tile;
-    for (uint32_t d = 0; d < head_dim; d++)
-        for (uint32_t t = 0; t < KVQ_TILE; t++)
-            halfs[d * KVQ_TILE + t] = kvq_f32_to_f16(x[(size_t)t * head_dim + d]);
+    uint32_t n_bad = 0;
+    for (uint32_t t = 0; t < KVQ_TILE; t++)
+        for (uint32_t d = 0; d < head_dim; d++) {
+            float value = x[(size_t)t * head_dim + d];
+            bool good = fabsf(value) <= 65504.0f;
+            n_bad += !good;
+            halfs[place(codec, head_dim, t, d)] = kvq_f32_to_f16(good ? value : 0.0f);
+        }
+    return n_bad;
 }
 
-static void decode_k(const uint8_t *tile, uint32_t head_dim, float *x) {
+static void decode(const kvq_codec *codec, const uint8_t *tile, uint32_t head_dim, float *x) {
     const uint16_t *halfs = (const uint16_t *)tile;
-    for (uint32_t d = 0; d < head_dim; d++)
-        for (uint32_t t = 0; t < KVQ_TILE; t++)
-            x[(size_t)t * head_dim + d] = kvq_f16_to_f32(halfs[d * KVQ_TILE + t]);
+    for (uint32_t t = 0; t < KVQ_TILE; t++)
+        for (uint32_t d = 0; d < head_dim; d++)
+            x[(size_t)t * head_dim + d] = kvq_f16_to_f32(halfs[place(codec, head_dim, t, d)]);
 }
 
-static void encode_v(const float *x, uint32_t head_dim, uint8_t *tile) {
-    uint16_t *halfs = (uint16_t *)tile;
-    for (uint32_t i = 0; i < KVQ_TILE * head_dim; i++)
-        halfs[i] = kvq_f32_to_f16(x[i]);
-}
-
-static void decode_v(const uint8_t *tile, uint32_t head_dim, float *x) {
-    const uint16_t *halfs = (const uint16_t *)tile;
-    for (uint32_t i = 0; i < KVQ_TILE * head_dim; i++)
-        x[i] = kvq_f16_to_f32(halfs[i]);
-}
-
-const kvq_codec kvq_codec_f16_k = {"f16", 1, false, tile_bytes, encode_k, decode_k};
-const kvq_codec kvq_codec_f16_v = {"f16", 1, false, tile_bytes, encode_v, decode_v};
+const kvq_codec kvq_codec_f16_k = {"f16", 'k', 1, false, 16, 1, tile_bytes, encode, decode};
+const kvq_codec kvq_codec_f16_v = {"f16", 'v', 1, false, 16, 1, tile_bytes, encode, decode};
