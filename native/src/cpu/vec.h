@@ -44,4 +44,22 @@ VEC_INLINE vf32 vf_exp(vf32 x) {
     return vf_mul(p, vf_pow2(n));
 }
 
+/* tanh(x) within 3 ulp: a polynomial near 0, 1 - 2 / (exp(2x) + 1) elsewhere; NaN stays NaN. */
+VEC_INLINE vf32 vf_tanh(vf32 x) {
+    vf32 square = vf_mul(x, x);
+    vf32 p = vf_set1(-5.70498872745e-3f);
+    p = vf_fma(p, square, vf_set1(2.06390887954e-2f));
+    p = vf_fma(p, square, vf_set1(-5.37397155531e-2f));
+    p = vf_fma(p, square, vf_set1(1.33314422036e-1f));
+    p = vf_fma(p, square, vf_set1(-3.33332819422e-1f));
+    vf32 near = vf_fma(vf_mul(p, square), x, x);
+    vf32 far = vf_sub(vf_set1(1.0f), vf_div(vf_set1(2.0f), vf_add(vf_exp(vf_add(x, x)), vf_set1(1.0f))));
+    return vf_select_less(square, vf_set1(0.625f * 0.625f), near, far);
+}
+
+/* cap * tanh(x / cap) */
+VEC_INLINE vf32 vf_softcap(vf32 x, float cap) {
+    return vf_mul(vf_set1(cap), vf_tanh(vf_div(x, vf_set1(cap))));
+}
+
 #endif

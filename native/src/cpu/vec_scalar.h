@@ -55,6 +55,7 @@ VEC_INLINE vf32 vf_max(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_min(vf32 a, vf32 b) {
     return a < b ? a : b;
 }
+VEC_INLINE vf32 vf_select_less(vf32 a, vf32 b, vf32 x, vf32 y) { return a < b ? x : y; } /* a < b ? x : y */
 VEC_INLINE vf32 vf_round(vf32 a) {
     return rintf(a);
 } /* to nearest even */
