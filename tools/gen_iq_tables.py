@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     """Write or check the file."""
     if arguments == ["--check"]:
         if OUT.read_text(encoding="utf-8") != source():
-            sys.exit(f"{OUT.name}: differs from what the gguf package holds, expected a fresh run of {Path(__file__).name}")
+            sys.exit(f"{OUT.name}: differs from the gguf package, expected a fresh run of {Path(__file__).name}")
     elif not arguments:
         OUT.write_text(source(), encoding="utf-8")
     else:
