@@ -242,7 +242,7 @@ PYKVQ_API void pykvq_engine_cancel(pykvq_engine *engine);
 /* ---- sequences ---- */
 
 PYKVQ_API pykvq_status pykvq_seq_create(pykvq_engine *engine, pykvq_seq **out);
-PYKVQ_API void pykvq_seq_destroy(pykvq_seq *seq);
+PYKVQ_API pykvq_status pykvq_seq_destroy(pykvq_seq *seq); /* its pages go back to the pool */
 /* The sequence becomes `tokens`: the longest common prefix with what is cached is kept, the rest is pending. At least the
  * last token is always fed again, so that its logits exist. *n_reused (may be NULL) gets the tokens that need no feeding. */
 PYKVQ_API pykvq_status pykvq_seq_sync(pykvq_seq *seq, const int32_t *tokens, uint32_t n_tokens, uint32_t *n_reused);
@@ -256,7 +256,7 @@ PYKVQ_API pykvq_status pykvq_seq_tokens(const pykvq_seq *seq, int32_t *tokens, u
 PYKVQ_API uint64_t pykvq_seq_kv_bytes(const pykvq_seq *seq); /* of the pages it holds; shared ones count in each */
 /* all = true: keep logits of every token fed from now on, not only of the last. */
 PYKVQ_API pykvq_status pykvq_seq_keep_logits(pykvq_seq *seq, bool all);
-PYKVQ_API uint32_t pykvq_seq_n_logits(const pykvq_seq *seq); /* rows kept from the last step that fed it */
+PYKVQ_API uint32_t pykvq_seq_n_logits(const pykvq_seq *seq); /* rows kept; 0 once a later step did not feed it */
 /* Copies rows [first, first + n_rows) to out (n_rows, n_vocab). */
 PYKVQ_API pykvq_status pykvq_seq_logits(const pykvq_seq *seq, uint32_t first, uint32_t n_rows, float *out);
 

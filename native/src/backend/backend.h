@@ -126,6 +126,7 @@ typedef struct kvq_backend kvq_backend;
 
 typedef struct kvq_backend_ops {
     const char *name; /* "cpu" */
+    bool host_memory; /* what alloc gives can be read by the caller directly */
 
     void (*destroy)(kvq_backend *be);
     /* Zeroed memory, 64-byte aligned at least; freed with the size it was asked with. */
@@ -149,7 +150,7 @@ typedef struct kvq_backend_ops {
     /* y (n_rows, n_ff) = act(x . gate^T) * (x . up^T) */
     void (*gated)(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight *gate, const kvq_weight *up,
                   kvq_activation act, float *y);
-    /* y (n_rows, n) = x at these rows */
+    /* y (n_rows, n) = x at these rows, ascending; y may be x */
     void (*gather)(kvq_backend *be, const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y);
     /* x (n) = softcap * tanh(x / softcap) */
     void (*softcap)(kvq_backend *be, float softcap, size_t n, float *x);
