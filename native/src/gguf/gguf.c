@@ -72,6 +72,20 @@ static bool name_sibling(const char *path, const split *s, uint32_t no, char *ou
     return true;
 }
 
+/* Fails unless the file is the first of its set, under the name that its siblings follow from. name: (n_name) scratch */
+static pykvq_status check_first(const kvq_gguf_file *file, const split *s, char *name, size_t n_name) {
+    uint32_t no = s->no + 1, count = s->count;
+    if (!name_sibling(file->path, s, 0, name, n_name))
+        return kvq_fail(PYKVQ_E_ARGUMENT,
+                        "shard %" PRIu32 " of %" PRIu32 ": expected a name that ends in -%05" PRIu32 "-of-%05" PRIu32
+                        ".gguf",
+                        no, count, no, count);
+    if (s->no != 0)
+        return kvq_fail(PYKVQ_E_ARGUMENT, "shard %" PRIu32 " of %" PRIu32 ": expected the first one: open %s", no, count,
+                        name);
+    return PYKVQ_OK;
+}
+
 static pykvq_status add_sibling(kvq_gguf_file **tail, const char *path, const split *first, uint32_t no) {
     KVQ_TRY(add_file(tail, path));
     split s;
@@ -85,26 +99,18 @@ static pykvq_status add_sibling(kvq_gguf_file **tail, const char *path, const sp
 }
 
 static pykvq_status add_siblings(kvq_gguf_file *first, const split *s) {
-    size_t n_name = first->n_path_bytes + 16;
+    size_t n_name = first->n_path_bytes + 16; /* numbers of more than five digits */
     void *name;
     KVQ_TRY(kvq_alloc_array(&name, n_name, 1, "name of a shard"));
-    pykvq_status status = PYKVQ_OK;
-    if (!name_sibling(first->path, s, 0, name, n_name))
-        status = kvq_fail(PYKVQ_E_ARGUMENT,
-                          "expected a name that ends in -%05" PRIu32 "-of-%05" PRIu32 ".gguf, as it is shard %" PRIu32
-                          " of %" PRIu32,
-                          s->no + 1, s->count, s->no + 1, s->count);
-    else if (s->no != 0)
-        status = kvq_fail(PYKVQ_E_ARGUMENT, "expected the first shard, got %" PRIu32 " of %" PRIu32 ": open %s", s->no + 1,
-                          s->count, (const char *)name);
+    pykvq_status status = check_first(first, s, name, n_name);
     kvq_gguf_file **tail = &first->next;
     for (uint32_t no = 1; no < s->count && status == PYKVQ_OK; no++) {
         name_sibling(first->path, s, no, name, n_name);
         status = add_sibling(tail, name, s, no);
-        if (status != PYKVQ_OK)
-            kvq_fail_in(status, "shard %" PRIu32 " of %" PRIu32, no + 1, s->count);
-        else
+        if (status == PYKVQ_OK)
             tail = &(*tail)->next;
+        else
+            kvq_fail_in(status, "shard %" PRIu32 " of %" PRIu32, no + 1, s->count);
     }
     kvq_free(name, n_name);
     return fail_in_file(status, first);

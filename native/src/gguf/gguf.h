@@ -17,9 +17,9 @@ pykvq_status kvq_gguf_open_memory(const uint8_t *bytes, uint64_t n_bytes, pykvq_
 bool kvq_gguf_find(const pykvq_gguf *gguf, const char *key, pykvq_gguf_value *out);
 bool kvq_gguf_find_tensor(const pykvq_gguf *gguf, const char *name, pykvq_gguf_tensor *out);
 
-/* Typed reads. Integers of any width and sign that fit are accepted. A missing key leaves *out alone and returns PYKVQ_OK if
- * `required` is false; a key of the wrong type or out of range is always PYKVQ_E_FORMAT with a sentence naming it, to which the
- * caller adds the file. */
+/* Typed reads. Integers of any width and sign that fit are accepted. A missing key leaves *out alone and returns PYKVQ_OK
+ * if `required` is false; a key of the wrong type or out of range is always PYKVQ_E_FORMAT with a sentence naming it, to
+ * which the caller adds the file. */
 pykvq_status kvq_gguf_u32(const pykvq_gguf *gguf, const char *key, bool required, uint32_t *out);
 pykvq_status kvq_gguf_f32(const pykvq_gguf *gguf, const char *key, bool required, float *out);
 pykvq_status kvq_gguf_bool(const pykvq_gguf *gguf, const char *key, bool required, bool *out);
