@@ -254,6 +254,11 @@ PYKVQ_API uint32_t pykvq_seq_n_tokens(const pykvq_seq *seq);            /* cache
 PYKVQ_API uint32_t pykvq_seq_n_pending(const pykvq_seq *seq);
 PYKVQ_API pykvq_status pykvq_seq_tokens(const pykvq_seq *seq, int32_t *tokens, uint32_t n_tokens); /* the first n_tokens */
 PYKVQ_API uint64_t pykvq_seq_kv_bytes(const pykvq_seq *seq); /* of the pages it holds; shared ones count in each */
+/* Writes tokens and cache to a file (complete or not at all), and takes them back: the sequence then continues with the same
+ * logits, bit for bit. A file of another model, other KV settings, a newer format or with a flipped bit is refused, and the
+ * sequence stays as it was. Pending tokens are saved as such. */
+PYKVQ_API pykvq_status pykvq_seq_save(pykvq_seq *seq, const char *path);
+PYKVQ_API pykvq_status pykvq_seq_load(pykvq_seq *seq, const char *path);
 /* all = true: keep logits of every token fed from now on, not only of the last. */
 PYKVQ_API pykvq_status pykvq_seq_keep_logits(pykvq_seq *seq, bool all);
 PYKVQ_API uint32_t pykvq_seq_n_logits(const pykvq_seq *seq); /* rows kept; 0 once a later step did not feed it */

@@ -85,5 +85,9 @@ void kvq_seq_commit(pykvq_seq *seq, uint32_t n_new);
 /* Instead: pages beyond the cached tokens go back to the pool. */
 void kvq_seq_abandon(pykvq_seq *seq);
 void kvq_seq_free(pykvq_seq *seq);
+/* Gives up all pages and takes fresh ones for tiles first_tile[group] .. n_tiles - 1 of each group, encoded where the next of
+ * `coded` is 1. Fails, before anything changes, if the pools cannot hold them. */
+pykvq_status kvq_seq_replace_pages(pykvq_seq *seq, const uint32_t first_tile[KVQ_MAX_GROUPS], uint32_t n_tiles,
+                                   const uint8_t *coded);
 
 #endif

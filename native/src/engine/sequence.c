@@ -108,6 +108,46 @@ void kvq_seq_abandon(pykvq_seq *seq) {
             release_page(&e->groups[group], &seq->pages[group][tile]);
 }
 
+/* Pages of one form that a group has free, or would have if this sequence gave up its own. */
+static uint32_t n_available(const pykvq_seq *seq, uint32_t group, bool coded) {
+    const kvq_group *g = &seq->engine->groups[group];
+    const kvq_pool *pool = coded ? &g->coded_pool : &g->raw;
+    uint32_t n = pool->n_free;
+    for (uint32_t tile = 0; tile < seq->engine->layout.n_tiles; tile++) {
+        kvq_page page = seq->pages[group][tile];
+        if (page != KVQ_PAGE_NONE && ((page & KVQ_PAGE_CODED) != 0) == coded)
+            n += pool->n_refs[page & ~KVQ_PAGE_CODED] == 1;
+    }
+    return n;
+}
+
+pykvq_status kvq_seq_replace_pages(pykvq_seq *seq, const uint32_t first_tile[KVQ_MAX_GROUPS], uint32_t n_tiles,
+                                   const uint8_t *coded) {
+    pykvq_engine *e = seq->engine;
+    const uint8_t *next = coded;
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++) {
+        uint32_t n[2] = {0, 0};
+        for (uint32_t tile = first_tile[group]; e->groups[group].n_layer > 0 && tile < n_tiles; tile++)
+            n[*next++]++;
+        if (n[0] > n_available(seq, group, false) || n[1] > n_available(seq, group, true))
+            return pool_full(seq, n[0] > n_available(seq, group, false) ? "f16" : "encoded");
+    }
+    seq->n_cached = 0;
+    kvq_seq_abandon(seq);
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++) {
+        kvq_group *g = &e->groups[group];
+        seq->first_tile[group] = first_tile[group];
+        seq->n_settled[group] = g->sink_tiles;
+        for (uint32_t tile = first_tile[group]; g->n_layer > 0 && tile < n_tiles; tile++) {
+            bool is_coded = *coded++;
+            seq->pages[group][tile] = is_coded ? kvq_pool_take(&g->coded_pool) | KVQ_PAGE_CODED : kvq_pool_take(&g->raw);
+            if (is_coded)
+                seq->n_settled[group] = tile + 1;
+        }
+    }
+    return PYKVQ_OK;
+}
+
 /* ---- making and freeing ---- */
 
 void kvq_seq_free(pykvq_seq *seq) {

@@ -1,0 +1,348 @@
+/*
+ * Saved sequences. All integers little-endian, no padding but what is written here:
+ *
+ *   header    see struct header: the model, the settings, the counts
+ *   layers    n_layer of { K codec name 16 bytes, version u32; V codec the same }
+ *   tokens    n_tokens of i32
+ *   tiles     for each group with layers: tiles first_tile .. of the cached tokens: 1 if encoded, else 0, u8 each
+ *   pages     for each group, each of those tiles, each layer of the group: the page, n_head_kv heads, as in backend.h
+ *   checksum  u64 over everything before it
+ *
+ * Loading checks everything before it changes anything.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/hash.h"
+#include "base/memory.h"
+#include "engine/engine.h"
+
+enum { SAVE_VERSION = 1, CODEC_NAME = 16 };
+
+static const char magic[8] = "PYKVQSEQ";
+
+typedef struct group_header {
+    uint32_t n_layer, window, sink_tiles, tail, first_tile;
+} group_header;
+
+typedef struct header {
+    char magic[8];
+    uint32_t version, n_header_bytes;
+    uint64_t fingerprint; /* of the model */
+    uint64_t rope_hash;   /* of the frequencies in use: they can depend on the context */
+    uint32_t n_layer, n_head_kv, head_dim, n_tokens, n_cached;
+    uint32_t coded; /* a bit for each group */
+    group_header groups[KVQ_MAX_GROUPS];
+} header;
+
+typedef struct codec_entry {
+    char k[CODEC_NAME], v[CODEC_NAME];
+    uint32_t k_version, v_version;
+} codec_entry;
+
+static uint32_t n_cached_tiles(uint32_t n_cached) {
+    return n_cached / KVQ_TILE + (n_cached % KVQ_TILE != 0);
+}
+
+static header make_header(const pykvq_seq *seq) {
+    const pykvq_engine *e = seq->engine;
+    const kvq_hparams *h = &e->model->h;
+    header head = {
+        .version = SAVE_VERSION,
+        .n_header_bytes = sizeof head,
+        .fingerprint = e->model->fingerprint,
+        .rope_hash = kvq_hash(KVQ_HASH_START, e->inv_freq, h->n_rot * sizeof(float)),
+        .n_layer = h->n_layer,
+        .n_head_kv = h->n_head_kv,
+        .head_dim = h->head_dim,
+        .n_tokens = seq->n_tokens,
+        .n_cached = seq->n_cached,
+    };
+    memcpy(head.magic, magic, sizeof magic);
+    for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++) {
+        const kvq_group *g = &e->groups[i];
+        head.coded |= (uint32_t)g->coded << i;
+        head.groups[i] = (group_header){g->n_layer, g->window, g->sink_tiles, g->coded ? g->tail : 0, seq->first_tile[i]};
+    }
+    return head;
+}
+
+static codec_entry make_entry(const kvq_kv_layer *kv) {
+    codec_entry entry = {.k_version = kv->k->version, .v_version = kv->v->version};
+    snprintf(entry.k, sizeof entry.k, "%s", kv->k->name);
+    snprintf(entry.v, sizeof entry.v, "%s", kv->v->name);
+    return entry;
+}
+
+/* A page of a layer: where it lies, and its size. */
+static void *page_of(const kvq_kv_layer *kv, kvq_page page, size_t *n_bytes) {
+    if (page & KVQ_PAGE_CODED) {
+        *n_bytes = (kv->k_tile_bytes + kv->v_tile_bytes) * kv->n_head_kv;
+        return kvq_coded_k(kv, page, 0);
+    }
+    *n_bytes = kvq_raw_head_halfs(kv) * kv->n_head_kv * sizeof(uint16_t);
+    return kvq_raw_k(kv, page, 0);
+}
+
+static size_t largest_page(const pykvq_engine *e) {
+    size_t most = 0, n_bytes;
+    for (uint32_t i = 0; i < e->model->h.n_layer; i++)
+        for (int coded = 0; coded < 2; coded++) {
+            page_of(&e->forward.kv[i], coded ? KVQ_PAGE_CODED : 0, &n_bytes);
+            most = n_bytes > most ? n_bytes : most;
+        }
+    return most;
+}
+
+/* ---- writing ---- */
+
+typedef struct writer {
+    FILE *file;
+    uint64_t checksum;
+    bool failed;
+} writer;
+
+static void put(writer *w, const void *data, size_t n_bytes) {
+    w->checksum = kvq_checksum(w->checksum, data, n_bytes);
+    w->failed |= fwrite(data, 1, n_bytes, w->file) != n_bytes;
+}
+
+static pykvq_status put_pages(writer *w, const pykvq_seq *seq, void *buffer) {
+    const pykvq_engine *e = seq->engine;
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
+        for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < n_cached_tiles(seq->n_cached); tile++)
+            for (uint32_t i = 0; i < e->model->h.n_layer; i++) {
+                if (e->model->weights.layers[i].windowed != group)
+                    continue;
+                size_t n_bytes;
+                const void *page = page_of(&e->forward.kv[i], seq->pages[group][tile], &n_bytes);
+                KVQ_TRY(e->forward.be->ops->copy(e->forward.be, buffer, page, n_bytes));
+                put(w, buffer, n_bytes);
+            }
+    return PYKVQ_OK;
+}
+
+static pykvq_status put_all(writer *w, const pykvq_seq *seq, void *buffer) {
+    const pykvq_engine *e = seq->engine;
+    header head = make_header(seq);
+    put(w, &head, sizeof head);
+    for (uint32_t i = 0; i < e->model->h.n_layer; i++) {
+        codec_entry entry = make_entry(&e->forward.kv[i]);
+        put(w, &entry, sizeof entry);
+    }
+    put(w, seq->tokens, seq->n_tokens * sizeof(int32_t));
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
+        for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < n_cached_tiles(seq->n_cached); tile++)
+            put(w, &(uint8_t){(seq->pages[group][tile] & KVQ_PAGE_CODED) != 0}, 1);
+    KVQ_TRY(put_pages(w, seq, buffer));
+    uint64_t checksum = w->checksum;
+    put(w, &checksum, sizeof checksum);
+    return PYKVQ_OK;
+}
+
+static pykvq_status write_file(const pykvq_seq *seq, const char *path, const char *temporary, void *buffer) {
+    writer w = {.file = fopen(temporary, "wb"), .checksum = KVQ_HASH_START};
+    if (w.file == NULL)
+        return kvq_fail(PYKVQ_E_FILE, "%s: cannot be written: %s", path, strerror(errno));
+    pykvq_status status = put_all(&w, seq, buffer);
+    errno = 0;
+    w.failed |= fflush(w.file) != 0 || fsync(fileno(w.file)) != 0;
+    int error = errno ? errno : ENOSPC;
+    w.failed |= fclose(w.file) != 0;
+    if (status == PYKVQ_OK && w.failed)
+        status = kvq_fail(PYKVQ_E_FILE, "%s: cannot be written: %s", path, strerror(error));
+    if (status == PYKVQ_OK && rename(temporary, path) != 0)
+        status = kvq_fail(PYKVQ_E_FILE, "%s: cannot be replaced: %s", path, strerror(errno));
+    if (status != PYKVQ_OK)
+        unlink(temporary);
+    return status;
+}
+
+pykvq_status pykvq_seq_save(pykvq_seq *seq, const char *path) {
+    pykvq_engine *e = seq->engine;
+    KVQ_TRY(kvq_engine_enter(e));
+    size_t n_buffer = largest_page(e), n_name = strlen(path) + 32;
+    void *buffer, *temporary = NULL;
+    pykvq_status status = kvq_alloc_array(&buffer, n_buffer, 1, "save buffer");
+    if (status == PYKVQ_OK)
+        status = kvq_alloc_array(&temporary, n_name, 1, "file name");
+    if (status == PYKVQ_OK) {
+        snprintf(temporary, n_name, "%s.%ld.part", path, (long)getpid());
+        status = write_file(seq, path, temporary, buffer);
+    }
+    kvq_free(temporary, n_name);
+    kvq_free(buffer, n_buffer);
+    kvq_engine_leave(e);
+    return status;
+}
+
+/* ---- reading ---- */
+
+typedef struct saved {
+    const uint8_t *bytes; /* the mapped file */
+    size_t n_bytes;
+    header head;
+    const uint8_t *layers, *tokens, *tiles, *pages; /* in it */
+} saved;
+
+#define MISMATCH(...) kvq_fail(PYKVQ_E_ARGUMENT, __VA_ARGS__)
+
+static pykvq_status check_header(const saved *s, const pykvq_seq *seq) {
+    const header *head = &s->head;
+    header own = make_header(seq);
+    if (memcmp(head->magic, magic, sizeof magic) != 0)
+        return kvq_fail(PYKVQ_E_FORMAT, "not a saved sequence");
+    if (head->version != SAVE_VERSION || head->n_header_bytes != sizeof *head)
+        return kvq_fail(PYKVQ_E_UNSUPPORTED, "format version %u, this library reads %u", head->version, (uint32_t)SAVE_VERSION);
+    if (head->fingerprint != own.fingerprint || head->n_layer != own.n_layer || head->n_head_kv != own.n_head_kv ||
+        head->head_dim != own.head_dim)
+        return MISMATCH("saved with another model (fingerprint %016llx, this one is %016llx)",
+                        (unsigned long long)head->fingerprint, (unsigned long long)own.fingerprint);
+    if (head->rope_hash != own.rope_hash)
+        return MISMATCH("saved with other RoPE frequencies; this model scales them by the context the engine is made for");
+    for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++) {
+        const group_header *a = &head->groups[i], *b = &own.groups[i];
+        if (head->coded != own.coded || a->sink_tiles != b->sink_tiles || a->tail != b->tail)
+            return MISMATCH("saved with sink %u and tail %u, this engine has sink %u and tail %u", a->sink_tiles * KVQ_TILE,
+                            a->tail, b->sink_tiles * KVQ_TILE, b->tail);
+        if (a->n_layer != b->n_layer || a->window != b->window)
+            return MISMATCH("saved with other sliding windows");
+        if (a->first_tile > n_cached_tiles(head->n_cached))
+            return kvq_fail(PYKVQ_E_FORMAT, "its tile counts contradict each other");
+    }
+    if (head->n_tokens > seq->engine->layout.n_ctx)
+        return kvq_fail(PYKVQ_E_FULL, "holds %u tokens, this engine's context %u", head->n_tokens, seq->engine->layout.n_ctx);
+    if (head->n_cached > head->n_tokens)
+        return kvq_fail(PYKVQ_E_FORMAT, "has more cached tokens than tokens");
+    return PYKVQ_OK;
+}
+
+static pykvq_status check_codecs(const saved *s, const pykvq_engine *e) {
+    for (uint32_t i = 0; i < e->model->h.n_layer; i++) {
+        codec_entry there, own = make_entry(&e->forward.kv[i]);
+        memcpy(&there, s->layers + i * sizeof there, sizeof there);
+        there.k[CODEC_NAME - 1] = there.v[CODEC_NAME - 1] = '\0';
+        if (strcmp(there.k, own.k) != 0 || strcmp(there.v, own.v) != 0)
+            return MISMATCH("layer %u was saved as %s keys and %s values, this engine has %s and %s", i, there.k, there.v, own.k,
+                            own.v);
+        if (there.k_version != own.k_version || there.v_version != own.v_version)
+            return MISMATCH("layer %u was saved in another version of %s", i, own.k);
+    }
+    return PYKVQ_OK;
+}
+
+/* Cuts the file into its parts and checks that they fill it exactly. */
+static pykvq_status locate(saved *s, const pykvq_engine *e) {
+    size_t at = sizeof s->head;
+    s->layers = s->bytes + at;
+    at += s->head.n_layer * sizeof(codec_entry);
+    s->tokens = s->bytes + at;
+    at += s->head.n_tokens * sizeof(int32_t);
+    s->tiles = s->bytes + at;
+    uint32_t n_tiles = n_cached_tiles(s->head.n_cached);
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
+        if (s->head.groups[group].n_layer > 0)
+            at += n_tiles - s->head.groups[group].first_tile;
+    s->pages = s->bytes + at;
+    const uint8_t *tile_form = s->tiles;
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS && at < s->n_bytes; group++) {
+        const kvq_group *g = &e->groups[group];
+        for (uint32_t tile = s->head.groups[group].first_tile; g->n_layer > 0 && tile < n_tiles; tile++) {
+            bool may_be_coded = g->coded && tile >= g->sink_tiles && (tile + 1) * KVQ_TILE <= s->head.n_cached;
+            if (*tile_form > may_be_coded)
+                return kvq_fail(PYKVQ_E_FORMAT, "tile %u is encoded where none can be", tile);
+            at += *tile_form++ ? g->coded_page_bytes : g->raw_page_bytes;
+        }
+    }
+    if (at + sizeof(uint64_t) != s->n_bytes)
+        return kvq_fail(PYKVQ_E_FORMAT, "has %zu bytes, its header says %zu", s->n_bytes, at + sizeof(uint64_t));
+    return PYKVQ_OK;
+}
+
+static pykvq_status check(saved *s, const pykvq_seq *seq) {
+    if (s->n_bytes < sizeof s->head + sizeof(uint64_t))
+        return kvq_fail(PYKVQ_E_FORMAT, "too short for a saved sequence");
+    memcpy(&s->head, s->bytes, sizeof s->head);
+    KVQ_TRY(check_header(s, seq));
+    if (s->n_bytes < sizeof s->head + s->head.n_layer * sizeof(codec_entry) + s->head.n_tokens * sizeof(int32_t) +
+                         2 * (size_t)n_cached_tiles(s->head.n_cached))
+        return kvq_fail(PYKVQ_E_FORMAT, "is cut short");
+    KVQ_TRY(check_codecs(s, seq->engine));
+    KVQ_TRY(locate(s, seq->engine));
+    uint64_t checksum;
+    memcpy(&checksum, s->bytes + s->n_bytes - sizeof checksum, sizeof checksum);
+    if (kvq_checksum(KVQ_HASH_START, s->bytes, s->n_bytes - sizeof checksum) != checksum)
+        return kvq_fail(PYKVQ_E_FORMAT, "is damaged: its checksum does not match");
+    return PYKVQ_OK;
+}
+
+/* Everything is checked: replaces what the sequence holds. Fails only before anything changes, if the pools are too full. */
+static pykvq_status restore(pykvq_seq *seq, const saved *s) {
+    pykvq_engine *e = seq->engine;
+    uint32_t n_tiles = n_cached_tiles(s->head.n_cached), first_tile[KVQ_MAX_GROUPS];
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
+        first_tile[group] = s->head.groups[group].first_tile;
+    KVQ_TRY(kvq_seq_replace_pages(seq, first_tile, n_tiles, s->tiles));
+    const uint8_t *from = s->pages;
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++) {
+        for (uint32_t tile = first_tile[group]; e->groups[group].n_layer > 0 && tile < n_tiles; tile++)
+            for (uint32_t i = 0; i < e->model->h.n_layer; i++) {
+                if (e->model->weights.layers[i].windowed != group)
+                    continue;
+                size_t n_bytes;
+                void *page = page_of(&e->forward.kv[i], seq->pages[group][tile], &n_bytes);
+                KVQ_TRY(e->forward.be->ops->copy(e->forward.be, page, from, n_bytes));
+                from += n_bytes;
+            }
+    }
+    memcpy(seq->tokens, s->tokens, s->head.n_tokens * sizeof(int32_t));
+    seq->n_tokens = s->head.n_tokens;
+    seq->n_cached = s->head.n_cached;
+    seq->logits_step = 0;
+    return PYKVQ_OK;
+}
+
+static pykvq_status map_file(const char *path, saved *s) {
+    struct stat info;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return kvq_fail(PYKVQ_E_FILE, "cannot be opened: %s", strerror(errno));
+    pykvq_status status = PYKVQ_OK;
+    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size == 0) {
+        status = kvq_fail(PYKVQ_E_FILE, "is empty or not a file");
+    } else {
+        void *bytes = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (bytes == MAP_FAILED)
+            status = kvq_fail(PYKVQ_E_FILE, "cannot be mapped: %s", strerror(errno));
+        s->bytes = bytes;
+        s->n_bytes = (size_t)info.st_size;
+    }
+    close(fd);
+    return status;
+}
+
+static pykvq_status load(pykvq_seq *seq, const char *path) {
+    saved s = {0};
+    pykvq_status status = map_file(path, &s);
+    if (status != PYKVQ_OK)
+        return kvq_fail_in(status, "%s", path);
+    status = check(&s, seq);
+    if (status == PYKVQ_OK)
+        status = restore(seq, &s);
+    munmap((void *)s.bytes, s.n_bytes);
+    return status == PYKVQ_OK ? status : kvq_fail_in(status, "%s", path);
+}
+
+pykvq_status pykvq_seq_load(pykvq_seq *seq, const char *path) {
+    KVQ_TRY(kvq_engine_enter(seq->engine));
+    pykvq_status status = load(seq, path);
+    kvq_engine_leave(seq->engine);
+    return status;
+}
