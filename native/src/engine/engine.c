@@ -45,32 +45,43 @@ static pykvq_status create_activations(pykvq_engine *e) {
     return kvq_alloc_array((void **)&e->host_logits, h->n_vocab, sizeof(float), "logits");
 }
 
+/* Calls visit(be, weight) for each weight the model has; a tied output is the embedding and visited once. */
+static pykvq_status visit_weights(kvq_forward *f, pykvq_status (*visit)(kvq_backend *be, kvq_weight *w)) {
+    kvq_weights *all = &f->weights;
+    bool tied = all->output.data == all->embed.data;
+    KVQ_TRY(visit(f->be, &all->embed));
+    KVQ_TRY(visit(f->be, &all->output_norm));
+    if (!tied)
+        KVQ_TRY(visit(f->be, &all->output));
+    else
+        all->output = all->embed;
+    for (uint32_t i = 0; i < all->n_layer; i++)
+        for (uint32_t j = 0; j < KVQ_LAYER_WEIGHTS; j++) {
+            kvq_weight *w = (kvq_weight *)&all->layers[i] + j;
+            if (w->data != NULL)
+                KVQ_TRY(visit(f->be, w));
+        }
+    return PYKVQ_OK;
+}
+
+static pykvq_status load_weight(kvq_backend *be, kvq_weight *w) {
+    return be->ops->weight_load(be, w);
+}
+
+static pykvq_status free_weight(kvq_backend *be, kvq_weight *w) {
+    be->ops->weight_free(be, w);
+    return PYKVQ_OK;
+}
+
 /* The engine's own copy of the weight table, each entry with its device form. */
 static pykvq_status create_weights(pykvq_engine *e) {
     const kvq_weights *from = &e->model->weights;
-    kvq_weights *to = &e->forward.weights;
-    kvq_backend *be = e->forward.be;
     kvq_layer *layers;
     KVQ_TRY(kvq_alloc_array((void **)&layers, from->n_layer, sizeof *layers, "weight table"));
-    *to = *from;
-    to->layers = layers;
+    e->forward.weights = *from;
+    e->forward.weights.layers = layers;
     memcpy(layers, from->layers, from->n_layer * sizeof *layers);
-    KVQ_TRY(be->ops->weight_load(be, &to->embed));
-    KVQ_TRY(be->ops->weight_load(be, &to->output_norm));
-    if (from->output.data == from->embed.data)
-        to->output = to->embed;
-    else
-        KVQ_TRY(be->ops->weight_load(be, &to->output));
-    for (uint32_t i = 0; i < from->n_layer; i++) {
-        kvq_layer *l = &layers[i];
-        kvq_weight *each[] = {&l->attn_norm, &l->q, &l->k, &l->v, &l->q_bias, &l->k_bias, &l->v_bias, &l->q_norm, &l->k_norm,
-                              &l->o, &l->o_bias, &l->post_attn_norm, &l->ffn_norm, &l->gate, &l->up, &l->down,
-                              &l->post_ffn_norm};
-        for (size_t j = 0; j < sizeof each / sizeof each[0]; j++)
-            if (each[j]->data != NULL)
-                KVQ_TRY(be->ops->weight_load(be, each[j]));
-    }
-    return PYKVQ_OK;
+    return visit_weights(&e->forward, load_weight);
 }
 
 static size_t round64(size_t n) {
@@ -159,6 +170,8 @@ pykvq_status pykvq_engine_create(const pykvq_model *model, const pykvq_engine_pa
 static void destroy_device_memory(pykvq_engine *e) {
     kvq_forward *f = &e->forward;
     const kvq_backend_ops *op = f->be->ops;
+    if (f->weights.layers != NULL)
+        visit_weights(f, free_weight);
     for (uint32_t i = 0; f->kv != NULL && i < e->model->h.n_layer; i++) {
         const kvq_kv_layer *kv = &f->kv[i];
         const kvq_group *g = &e->groups[e->model->weights.layers[i].windowed];

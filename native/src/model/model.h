@@ -46,13 +46,15 @@ typedef struct kvq_hparams {
     kvq_rope_params rope;
 } kvq_hparams;
 
-/* A weight that an architecture does not have has no data. */
+/* A weight that an architecture does not have has no data. The weights come first, so that they can be walked as an array. */
 typedef struct kvq_layer {
     kvq_weight attn_norm, q, k, v, q_bias, k_bias, v_bias, q_norm, k_norm, o, o_bias, post_attn_norm;
     kvq_weight ffn_norm, gate, up, down, post_ffn_norm;
     bool windowed; /* sees n_window tokens */
     bool roped;
 } kvq_layer;
+
+enum { KVQ_LAYER_WEIGHTS = offsetof(kvq_layer, windowed) / sizeof(kvq_weight) };
 
 /* All weights, flat, so that an engine can copy them and give each its device form. */
 typedef struct kvq_weights {
