@@ -1,0 +1,288 @@
+/*
+ * Splits a layer's attention into units of work, runs them on all threads and merges the parts.
+ *
+ * The tokens of a span are cut into blocks whose rows (tokens x query heads of a KV head) share expanded tiles. A block's
+ * tiles are cut into pieces where there are fewer blocks than it takes to keep all threads busy. Unit = block x KV head x
+ * piece; threads draw units, the longest first. A piece leaves {max, sum, weighted values} per row; merging is a second
+ * pass. The cut depends on the step and not on the threads (up to 16 of them), so neither do the results.
+ */
+#include "cpu/attend.h"
+#include "cpu/isa.h"
+#include "kv/rotate.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    PIECE_MIN_TILES = 4,
+    TILE_COST_ROWS = 8, /* reading a tile costs as much as working on so many rows */
+    PARTIAL_ROWS = 64,  /* per piece wanted, on average */
+};
+
+typedef struct block { /* some tokens of a span */
+    const kvq_page *pages;
+    uint32_t first, n_tokens, pos; /* row of the batch, position */
+    uint32_t first_tile, end_tile;
+    uint32_t n_pieces, first_unit;
+    uint32_t partial; /* n_pieces > 1: first row in partial results: (n_head_kv, n_pieces, rows) */
+} block;
+
+typedef struct layout {
+    block *blocks;        /* (n_batch) */
+    float *max, *sum, *o; /* partial results: (n_partial), (n_partial), (n_partial, stride) */
+    uint32_t n_partial, block_rows;
+    uint8_t *threads; /* (n_threads, thread_bytes) */
+    size_t thread_bytes;
+} layout;
+
+typedef struct thread_layout {
+    float *q, *q_coded; /* (block_rows, head_dim) */
+    float *max, *sum;   /* (block_rows) */
+    float *o, *o_coded; /* (block_rows, stride) */
+    float *k, *v;       /* (head_dim, 64), (64, stride) */
+    void *prepared;
+} thread_layout;
+
+typedef struct job {
+    const kvq_attention *attention;
+    const kvq_batch *batch;
+    const kvq_kernels *kernels;
+    kvq_threads *threads;
+    layout scratch;
+    uint32_t head_group; /* query heads per KV head */
+    uint32_t n_blocks, n_units;
+    bool split;
+} job;
+
+/* The next n_bytes of an area, 64-byte aligned; without an area only *used grows. */
+static void *take(uint8_t *area, size_t *used, size_t n_bytes) {
+    void *memory = area == NULL ? NULL : area + *used;
+    *used += (n_bytes + 63) / 64 * 64;
+    return memory;
+}
+
+static size_t lay_out_thread(uint8_t *area, uint32_t block_rows, uint32_t head_dim, thread_layout *t) {
+    size_t row = head_dim * sizeof(float), out_row = kvq_output_stride(head_dim) * sizeof(float), used = 0;
+    t->q = take(area, &used, block_rows * row);
+    t->q_coded = take(area, &used, block_rows * row);
+    t->max = take(area, &used, block_rows * sizeof(float));
+    t->sum = take(area, &used, block_rows * sizeof(float));
+    t->o = take(area, &used, block_rows * out_row);
+    t->o_coded = take(area, &used, block_rows * out_row);
+    t->k = take(area, &used, KVQ_TILE * row);
+    t->v = take(area, &used, KVQ_TILE * out_row);
+    t->prepared = take(area, &used, kvq_prepared_bytes(head_dim));
+    return used;
+}
+
+static uint32_t pieces_wanted(uint32_t n_threads) {
+    return n_threads > 16 ? 4 * n_threads : 64;
+}
+
+static size_t lay_out(uint8_t *area, const kvq_backend_limits *limits, layout *s) {
+    size_t used = 0;
+    thread_layout unused;
+    s->block_rows = limits->max_head_group > KVQ_BLOCK_ROWS ? limits->max_head_group : KVQ_BLOCK_ROWS;
+    s->n_partial = pieces_wanted(limits->n_threads) * PARTIAL_ROWS;
+    s->thread_bytes = lay_out_thread(NULL, s->block_rows, limits->max_head_dim, &unused);
+    s->blocks = take(area, &used, limits->n_batch * sizeof(block));
+    s->max = take(area, &used, s->n_partial * sizeof(float));
+    s->sum = take(area, &used, s->n_partial * sizeof(float));
+    s->o = take(area, &used, (size_t)s->n_partial * kvq_output_stride(limits->max_head_dim) * sizeof(float));
+    s->threads = take(area, &used, limits->n_threads * s->thread_bytes);
+    return used;
+}
+
+size_t kvq_attend_scratch_bytes(const kvq_backend_limits *limits) {
+    layout unused;
+    return lay_out(NULL, limits, &unused);
+}
+
+static uint32_t block_tiles(const block *b) {
+    return b->end_tile - b->first_tile;
+}
+
+static uint32_t block_cost(const job *j, const block *b) {
+    return block_tiles(b) * (b->n_tokens * j->head_group + TILE_COST_ROWS);
+}
+
+static void cut_blocks(job *j) {
+    const kvq_attention *a = j->attention;
+    uint32_t block_tokens = j->head_group < KVQ_BLOCK_ROWS ? KVQ_BLOCK_ROWS / j->head_group : 1;
+    for (uint32_t i = 0; i < j->batch->n_spans; i++) {
+        const kvq_span *span = &j->batch->spans[i];
+        for (uint32_t t = 0; t < span->n_tokens; t += block_tokens) {
+            block *b = &j->scratch.blocks[j->n_blocks++];
+            b->pages = span->pages[a->group];
+            b->first = span->first + t;
+            b->n_tokens = span->n_tokens - t < block_tokens ? span->n_tokens - t : block_tokens;
+            b->pos = span->pos + t;
+            uint32_t n_seen = b->pos + 1; /* of the first token */
+            b->first_tile = a->window > 0 && n_seen > a->window ? (n_seen - a->window) / KVQ_TILE : 0;
+            b->end_tile = (b->pos + b->n_tokens - 1) / KVQ_TILE + 1;
+        }
+    }
+}
+
+static void cut_pieces(job *j) {
+    uint32_t n_head_kv = j->attention->kv->n_head_kv, n_partial = 0;
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < j->n_blocks; i++)
+        total += (uint64_t)block_cost(j, &j->scratch.blocks[i]) * n_head_kv;
+    uint64_t wanted = total / pieces_wanted(kvq_threads_count(j->threads)) + 1;
+    for (uint32_t i = 0; i < j->n_blocks; i++) {
+        block *b = &j->scratch.blocks[i];
+        uint64_t n_pieces = (block_cost(j, b) + wanted - 1) / wanted;
+        uint64_t most = (block_tiles(b) + PIECE_MIN_TILES - 1) / PIECE_MIN_TILES;
+        uint64_t fitting = (j->scratch.n_partial - n_partial) / (n_head_kv * b->n_tokens * j->head_group);
+        n_pieces = n_pieces < most ? n_pieces : most;
+        n_pieces = n_pieces < fitting ? n_pieces : fitting;
+        b->n_pieces = n_pieces > 1 ? (uint32_t)n_pieces : 1;
+        b->partial = n_partial;
+        b->first_unit = j->n_units;
+        j->n_units += n_head_kv * b->n_pieces;
+        if (b->n_pieces > 1) {
+            n_partial += n_head_kv * b->n_pieces * b->n_tokens * j->head_group;
+            j->split = true;
+        }
+    }
+}
+
+static const block *find_block(const job *j, uint32_t unit) {
+    uint32_t low = 0, high = j->n_blocks; /* low's first unit <= unit < high's */
+    while (high - low > 1) {
+        uint32_t mid = (low + high) / 2;
+        if (j->scratch.blocks[mid].first_unit <= unit)
+            low = mid;
+        else
+            high = mid;
+    }
+    return &j->scratch.blocks[low];
+}
+
+/* Where row r of a block's KV head lies in q and o. */
+static size_t row_offset(const job *j, const block *b, uint32_t head, uint32_t r) {
+    size_t token = b->first + r / j->head_group, query_head = head * j->head_group + r % j->head_group;
+    return (token * j->attention->n_head + query_head) * j->attention->kv->head_dim;
+}
+
+/* The row's output: its weighted values over its sum, to which a sink logit may add. */
+static void write_row(const job *j, const block *b, uint32_t head, uint32_t r, float max, float sum, const float *o) {
+    const kvq_attention *a = j->attention;
+    float factor = 1.0f / sum;
+    if (a->sink_logits != NULL) {
+        float sink = a->sink_logits[head * j->head_group + r % j->head_group], top = fmaxf(max, sink);
+        float scale = expf(max - top);
+        factor = scale / (sum * scale + expf(sink - top));
+    }
+    float *out = a->o + row_offset(j, b, head, r);
+    for (uint32_t c = 0; c < a->kv->head_dim; c++)
+        out[c] = o[c] * factor;
+}
+
+static void run_unit(const job *j, uint32_t unit, const thread_layout *t) {
+    const kvq_attention *a = j->attention;
+    const kvq_kv_layer *kv = a->kv;
+    const block *b = find_block(j, unit);
+    uint32_t head = (unit - b->first_unit) / b->n_pieces, piece = (unit - b->first_unit) % b->n_pieces;
+    uint32_t n_rows = b->n_tokens * j->head_group, stride = kvq_output_stride(kv->head_dim);
+    kvq_attend_work work = {
+        .attention = a,
+        .pages = b->pages,
+        .head = head,
+        .first_tile = b->first_tile + (uint32_t)((uint64_t)block_tiles(b) * piece / b->n_pieces),
+        .end_tile = b->first_tile + (uint32_t)((uint64_t)block_tiles(b) * (piece + 1) / b->n_pieces),
+        .n_rows = n_rows,
+        .rows_per_token = j->head_group,
+        .pos = b->pos,
+        .q = {t->q, kv->k->rotated ? t->q_coded : t->q},
+        .max = t->max,
+        .sum = t->sum,
+        .o = {t->o, kv->v->rotated ? t->o_coded : t->o},
+        .prepared = t->prepared,
+        .k = t->k,
+        .v = t->v,
+    };
+    if (b->n_pieces > 1) {
+        size_t row = b->partial + (size_t)(unit - b->first_unit) * n_rows;
+        work.max = j->scratch.max + row;
+        work.sum = j->scratch.sum + row;
+        work.o[KVQ_PLAIN] = j->scratch.o + row * stride;
+        if (!kv->v->rotated)
+            work.o[KVQ_CODED] = work.o[KVQ_PLAIN];
+    }
+    for (uint32_t r = 0; r < n_rows; r++)
+        memcpy(t->q + (size_t)r * kv->head_dim, a->q + row_offset(j, b, head, r), kv->head_dim * sizeof(float));
+    if (kv->k->rotated) {
+        memcpy(t->q_coded, t->q, (size_t)n_rows * kv->head_dim * sizeof(float));
+        kvq_rotate(t->q_coded, n_rows, kv->head_dim);
+    }
+    j->kernels->attend->run(&work);
+    if (kv->v->rotated)
+        for (uint32_t r = 0; r < n_rows; r++) {
+            kvq_rotate_back(t->o_coded + (size_t)r * stride, 1, kv->head_dim);
+            for (uint32_t c = 0; c < kv->head_dim; c++)
+                work.o[KVQ_PLAIN][(size_t)r * stride + c] += t->o_coded[(size_t)r * stride + c];
+        }
+    if (b->n_pieces == 1)
+        for (uint32_t r = 0; r < n_rows; r++)
+            write_row(j, b, head, r, work.max[r], work.sum[r], work.o[KVQ_PLAIN] + (size_t)r * stride);
+}
+
+/* Merges the pieces of one row; o: (head_dim) scratch. */
+static void merge_row(const job *j, const block *b, uint32_t head, uint32_t r, float *o) {
+    uint32_t n_rows = b->n_tokens * j->head_group, head_dim = j->attention->kv->head_dim;
+    size_t first = b->partial + (size_t)head * b->n_pieces * n_rows + r;
+    float max = -INFINITY, sum = 0;
+    for (uint32_t p = 0; p < b->n_pieces; p++)
+        max = fmaxf(max, j->scratch.max[first + (size_t)p * n_rows]);
+    memset(o, 0, head_dim * sizeof *o);
+    for (uint32_t p = 0; p < b->n_pieces; p++) {
+        size_t row = first + (size_t)p * n_rows;
+        float factor = expf(j->scratch.max[row] - max); /* 0 for a piece of which the row sees nothing */
+        const float *part = j->scratch.o + row * kvq_output_stride(head_dim);
+        sum += factor * j->scratch.sum[row];
+        for (uint32_t c = 0; c < head_dim; c++)
+            o[c] += factor * part[c];
+    }
+    write_row(j, b, head, r, max, sum, o);
+}
+
+static void merge(const job *j, uint32_t thread, uint32_t n_threads, float *o) {
+    uint32_t turn = 0;
+    for (uint32_t i = 0; i < j->n_blocks; i++) {
+        const block *b = &j->scratch.blocks[i];
+        for (uint32_t head = 0; b->n_pieces > 1 && head < j->attention->kv->n_head_kv; head++)
+            for (uint32_t r = 0; r < b->n_tokens * j->head_group; r++)
+                if (turn++ % n_threads == thread)
+                    merge_row(j, b, head, r, o);
+    }
+}
+
+static void attend(void *context, uint32_t thread, uint32_t n_threads) {
+    job *j = context;
+    thread_layout t;
+    lay_out_thread(j->scratch.threads + thread * j->scratch.thread_bytes, j->scratch.block_rows, j->attention->kv->head_dim,
+                   &t);
+    for (uint32_t i; (i = kvq_threads_next(j->threads)) < j->n_units;)
+        run_unit(j, j->n_units - 1 - i, &t); /* later tokens see more */
+    if (j->split) {
+        kvq_threads_barrier(j->threads);
+        merge(j, thread, n_threads, t.o);
+    }
+}
+
+void kvq_attend(kvq_threads *threads, void *scratch, const kvq_backend_limits *limits, const kvq_batch *batch,
+                const kvq_attention *attention) {
+    job j = {
+        .attention = attention,
+        .batch = batch,
+        .kernels = kvq_kernels_selected(),
+        .threads = threads,
+        .head_group = attention->n_head / attention->kv->n_head_kv,
+    };
+    lay_out(scratch, limits, &j.scratch);
+    cut_blocks(&j);
+    cut_pieces(&j);
+    kvq_threads_run(threads, attend, &j);
+}
