@@ -1,0 +1,26 @@
+"""`pykvq models`: the models that are known by name."""
+
+from __future__ import annotations
+
+from .common import DebugOption, JsonOption, mib
+
+
+def models(json: JsonOption = False, debug: DebugOption = False) -> None:
+    """List the models that can be used by name."""
+    from ..registry import entries
+
+    if json:
+        from dataclasses import asdict
+        from json import dumps
+
+        print(dumps([asdict(e) | {"path": str(e.path), "cached": e.is_cached} for e in entries().values()]))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "model", "licence", "size", "here", "path", box=None, pad_edge=False)
+    for entry in entries().values():
+        here = "yes" if entry.is_cached else "no"
+        table.add_row(entry.name, entry.title, entry.licence, mib(entry.n_bytes), here, str(entry.path))
+    Console(soft_wrap=True).print(table)

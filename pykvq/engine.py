@@ -1,0 +1,393 @@
+"""Engines step sequences: a model on a device, with a pool of cache pages that is sized once."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from ._ffi import check, ffi, lib
+from .errors import ArgumentError, BusyError
+from .model import Model
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from typing_extensions import Unpack
+
+    from .sampling import Sampler
+
+DEFAULT_CTX = 4096  # tokens, if the model was trained for as many
+
+
+class EngineOptions(TypedDict, total=False):
+    """The options of an `Engine`; None stands for the default."""
+
+    ctx: int | None  # most tokens of one sequence; default: as trained, but at most DEFAULT_CTX
+    seqs: int | None  # sequences whose full context the pool holds; default 1
+    batch: int | None  # most tokens in one step; default 512
+    logits: int | None  # most logit rows kept from one step; default: seqs
+    threads: int | None  # default: the cores that this process may use
+    device: str | None  # default "cpu"
+    kv: str | None  # KV type of the cache; default "f16"
+    kv_k: str | None  # KV type of the keys, if it differs
+    kv_v: str | None  # KV type of the values, if it differs
+    kv_layers: str | None  # exceptions by layer: "0-1,-1:TYPE,4:TYPE"
+    kv_sink: int | None  # first tokens kept in f16; default: the type's
+    kv_tail: int | None  # newest tokens kept in f16; default: the type's
+
+
+_FIELDS = {  # option -> member of pykvq_engine_params
+    "ctx": "n_ctx",
+    "seqs": "n_seq",
+    "batch": "n_batch",
+    "logits": "n_logits",
+    "threads": "n_threads",
+    "device": "device",
+    "kv": "kv",
+    "kv_k": "kv_k",
+    "kv_v": "kv_v",
+    "kv_layers": "kv_layers",
+    "kv_sink": "kv_sink",
+    "kv_tail": "kv_tail",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory an engine takes, computed by the code that allocates it."""
+
+    n_weight_bytes: int  # the mapped file
+    n_kv_bytes: int  # the page pools
+    n_scratch_bytes: int  # activations, logits, tables
+    n_total_bytes: int
+    kv_bytes_per_token: float  # of one sequence, once encoded, all layers
+    kv_bits_per_element: float  # over a full context: codes, scales, sink and tail
+    n_ctx: int  # most tokens of one sequence
+    n_seq: int  # sequences whose full context the pool holds
+    n_batch: int  # most tokens in one step
+    n_logits: int  # most logit rows kept from one step
+    n_threads: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine has done so far."""
+
+    n_prompt_tokens: int  # fed in runs of several
+    n_decode_tokens: int  # fed one at a time
+    prompt_seconds: float
+    decode_seconds: float
+    n_kv_bytes_used: int  # pages in use now
+    n_seq_open: int
+
+
+def plan(model: Model, **options: Unpack[EngineOptions]) -> Plan:
+    """What an `Engine` with these options would take, without creating it. Raises what `Engine` raises."""
+    params, _strings = _params(model, options)
+    raw = ffi.new("pykvq_plan *")
+    check(lib.pykvq_engine_plan(model.handle, params, raw))
+    return _record(Plan, raw)
+
+
+class Engine:
+    """A model on a device. A context manager; closing it closes its sequences, closing twice is fine.
+
+    One thread at a time may use an engine and its sequences; a second one gets `BusyError`. `cancel` is the one call
+    that is allowed meanwhile.
+
+    Args:
+        model: stays alive as long as the engine.
+        options: see `EngineOptions`.
+
+    Raises:
+        ArgumentError: an option is out of its range.
+        UnsupportedError: the device or the KV type cannot run this model.
+        OutOfMemoryError: the pool does not fit.
+    """
+
+    _handle: Any = None
+
+    def __init__(self, model: Model, **options: Unpack[EngineOptions]) -> None:
+        self._lock = threading.RLock()  # held by the thread that uses the engine
+        self._handle_lock = threading.Lock()  # so that cancel never meets a handle that close is destroying
+        self._sequences: weakref.WeakSet[Sequence] = weakref.WeakSet()
+        self._dropped: list[Any] = []  # handles of sequences collected while another thread used the engine
+        self.model = model
+        params, _strings = _params(model, options)
+        out = ffi.new("pykvq_engine **")
+        check(lib.pykvq_engine_create(model.handle, params, out))
+        self._handle = out[0]
+        model.adopt(self)
+        raw = ffi.new("pykvq_plan *")
+        lib.pykvq_engine_get_plan(self._handle, raw)
+        self.plan: Plan = _record(Plan, raw)
+
+    @contextmanager
+    def use(self) -> Generator[Any, None, None]:
+        """The C object, for this thread alone."""
+        if not self._lock.acquire(blocking=False):
+            raise BusyError("engine: another thread is using it")
+        try:
+            if self._handle is None:
+                raise ArgumentError("engine: it is closed")
+            while self._dropped:
+                lib.pykvq_seq_destroy(self._dropped.pop())
+            yield self._handle
+        finally:
+            self._lock.release()
+
+    def sequence(self) -> Sequence:
+        """A new, empty sequence.
+
+        Raises:
+            FullError: the pool has no room for one more.
+        """
+        out = ffi.new("pykvq_seq **")
+        with self.use() as handle:
+            check(lib.pykvq_seq_create(handle, out))
+            return self.adopt(out[0])
+
+    def adopt(self, handle: Any) -> Sequence:
+        """Wrap the handle of a sequence of this engine."""
+        sequence = Sequence(self, handle)
+        self._sequences.add(sequence)
+        return sequence
+
+    def drop(self, handle: Any) -> None:
+        """Destroy a sequence, at once or when the thread that uses the engine is done."""
+        if not self._lock.acquire(blocking=False):
+            self._dropped.append(handle)
+            return
+        try:
+            if self._handle is not None:  # else the engine destroyed its sequences with itself
+                lib.pykvq_seq_destroy(handle)
+        finally:
+            self._lock.release()
+
+    def step(self, sequences: Iterable[Sequence]) -> None:
+        """Feed pending tokens of these sequences, together at most `plan.n_batch`: single pending tokens first.
+
+        Call it until nothing is pending. On failure or cancellation every sequence is as before.
+
+        Raises:
+            CancelledError: `cancel` was called meanwhile.
+            FullError: the page pool is full.
+            BusyError: another thread is using the engine.
+        """
+        batch = list(sequences)
+        if any(sequence.engine is not self for sequence in batch):
+            raise ArgumentError("step: a sequence belongs to another engine")
+        with self.use() as handle:
+            check(lib.pykvq_engine_step(handle, [sequence.handle for sequence in batch], len(batch)))
+
+    def cancel(self) -> None:
+        """End the step that another thread is in, or else the next one, with `CancelledError`; from any thread."""
+        with self._handle_lock:
+            if self._handle is not None:
+                lib.pykvq_engine_cancel(self._handle)
+
+    @property
+    def stats(self) -> Stats:
+        """What the engine has done so far."""
+        raw = ffi.new("pykvq_engine_stats *")
+        with self.use() as handle:
+            check(lib.pykvq_engine_get_stats(handle, raw))
+        return _record(Stats, raw)
+
+    def close(self) -> None:
+        """Close the engine and its sequences. A step in another thread is cancelled and waited for."""
+        if self._handle is None:
+            return
+        self.cancel()
+        with self._lock:
+            for sequence in list(self._sequences):
+                sequence.close()
+            with self._handle_lock:
+                handle, self._handle = self._handle, None
+            if handle is not None:
+                lib.pykvq_engine_destroy(handle)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Engine on {self.model!r}: {self.plan.n_seq} x {self.plan.n_ctx} tokens>"
+
+
+class Sequence:
+    """One timeline of tokens on an engine, from `Engine.sequence`. A context manager; closing twice is fine.
+
+    A token is first pending, then cached: `sync` and `push` make tokens pending, `Engine.step` feeds them.
+    """
+
+    _handle: Any = None
+
+    def __init__(self, engine: Engine, handle: Any) -> None:
+        self.engine = engine  # stays alive as long as the sequence
+        self._handle = handle
+
+    @property
+    def handle(self) -> Any:
+        """The C object."""
+        if self._handle is None:
+            raise ArgumentError("sequence: it is closed")
+        return self._handle
+
+    def sync(self, tokens: Iterable[int]) -> int:
+        """Become these tokens: the longest prefix that is cached is kept, the rest is pending.
+
+        At least the last token is fed again, so that its logits exist.
+
+        Returns:
+            how many tokens need no feeding.
+
+        Raises:
+            ArgumentError: no token, or one that is not in the vocabulary.
+            FullError: more tokens than the context holds.
+        """
+        n_reused = ffi.new("uint32_t *")
+        with self.engine.use():
+            check(lib.pykvq_seq_sync(self.handle, *_token_array(tokens), n_reused))
+        return int(n_reused[0])
+
+    def push(self, tokens: Iterable[int]) -> None:
+        """Append pending tokens.
+
+        Raises:
+            ArgumentError: a token is not in the vocabulary.
+            FullError: more tokens than the context holds.
+        """
+        with self.engine.use():
+            check(lib.pykvq_seq_push(self.handle, *_token_array(tokens)))
+
+    def rewind(self, n_tokens: int) -> None:
+        """Keep the first `n_tokens`. What lies in an encoded tile that is cut becomes pending."""
+        if not 0 <= n_tokens <= len(self):
+            raise ArgumentError(f"rewind: {n_tokens} tokens asked for, the sequence has {len(self)}")
+        with self.engine.use():
+            check(lib.pykvq_seq_rewind(self.handle, n_tokens))
+
+    def fork(self) -> Sequence:
+        """A copy that shares cache pages with this sequence until either writes.
+
+        Raises:
+            FullError: the pool has no room for one more sequence.
+        """
+        out = ffi.new("pykvq_seq **")
+        with self.engine.use():
+            check(lib.pykvq_seq_fork(self.handle, out))
+            return self.engine.adopt(out[0])
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens, cached and pending."""
+        with self.engine.use():
+            n = lib.pykvq_seq_n_tokens(self.handle)
+            out = ffi.new("int32_t[]", n)
+            check(lib.pykvq_seq_tokens(self.handle, out, n))
+        return ffi.unpack(out, n)
+
+    def __len__(self) -> int:
+        """Tokens, cached and pending."""
+        return int(lib.pykvq_seq_n_tokens(self.handle))
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that wait to be fed."""
+        return int(lib.pykvq_seq_n_pending(self.handle))
+
+    @property
+    def n_kv_bytes(self) -> int:
+        """Bytes of the cache pages it holds; shared pages count in each sequence."""
+        return int(lib.pykvq_seq_kv_bytes(self.handle))
+
+    def keep_logits(self, *, all_tokens: bool) -> None:
+        """Keep the logits of every token fed from now on, or only of the last one (as a new sequence does).
+
+        Raises:
+            ArgumentError: the engine's `logits` option is too small.
+        """
+        with self.engine.use():
+            check(lib.pykvq_seq_keep_logits(self.handle, all_tokens))
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """The logits kept from the last step that fed this sequence: (n_rows, n_vocab) float32, oldest token first."""
+        import numpy as np
+
+        with self.engine.use():
+            n_rows = int(lib.pykvq_seq_n_logits(self.handle))
+            rows = np.empty((n_rows, self.engine.model.info.n_vocab), np.float32)
+            check(lib.pykvq_seq_logits(self.handle, 0, n_rows, ffi.from_buffer("float[]", rows, require_writable=True)))
+        return rows
+
+    def sample(self, sampler: Sampler) -> int:
+        """Draw a token from the last logits.
+
+        Raises:
+            ArgumentError: there are no logits, since tokens are pending or none was fed.
+            NumericError: a logit is not finite.
+        """
+        token = ffi.new("int32_t *")
+        with self.engine.use():
+            check(lib.pykvq_seq_sample(self.handle, sampler.handle, token))
+        return int(token[0])
+
+    def close(self) -> None:
+        """Give its pages back to the pool."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self.engine.drop(handle)
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _params(model: Model, options: EngineOptions) -> tuple[Any, list[Any]]:
+    """The pykvq_engine_params of some options, and the strings that they point to."""
+    params = ffi.new("pykvq_engine_params *")
+    params.size = ffi.sizeof("pykvq_engine_params")
+    params.n_ctx = min(DEFAULT_CTX, model.info.n_ctx_train)
+    params.kv_sink = params.kv_tail = -1
+    strings: list[Any] = []
+    for option, value in options.items():
+        if option not in _FIELDS:
+            raise TypeError(f"engine: unknown option {option!r}; there are {', '.join(_FIELDS)}")
+        if value is None:
+            continue
+        if isinstance(value, str):
+            value = ffi.new("char[]", value.encode())
+            strings.append(value)
+        try:
+            setattr(params, _FIELDS[option], value)
+        except OverflowError:
+            raise ArgumentError(f"engine: {option}={value} is out of range") from None
+    return params, strings
+
+
+def _token_array(tokens: Iterable[int]) -> tuple[Any, int]:
+    values = list(tokens)
+    try:
+        return ffi.new("int32_t[]", values), len(values)
+    except OverflowError:
+        raise ArgumentError("tokens: an id is not a 32-bit integer") from None
+
+
+def _record(kind: Any, raw: Any) -> Any:
+    """A dataclass from the C struct with the same members."""
+    return kind(**{name: getattr(raw, name) for name in kind.__annotations__})
