@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike, fsencode
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ._ffi import check, ffi, lib
@@ -287,6 +288,28 @@ class Sequence:
         with self.engine.use():
             check(lib.pykvq_seq_fork(self.handle, out))
             return self.engine.adopt(out[0])
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write tokens and cache to a file, complete or not at all.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        with self.engine.use():
+            check(lib.pykvq_seq_save(self.handle, fsencode(path)))
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """Become what `save` wrote; the next logits are bit-identical. On failure the sequence stays as it was.
+
+        Raises:
+            FileError: the file cannot be read.
+            FormatError: it is no saved sequence, or damaged.
+            ArgumentError: it was saved with another model or other KV settings.
+            UnsupportedError: it was saved in another version of the format.
+            FullError: it holds more tokens than the context.
+        """
+        with self.engine.use():
+            check(lib.pykvq_seq_load(self.handle, fsencode(path)))
 
     @property
     def tokens(self) -> list[int]:

@@ -6,9 +6,9 @@
 
 #include "model/model.h"
 
-/* The pair index at which a dimension makes `turns` turns within the original context. */
+/* The pair index (as a real number) at which a dimension makes `turns` turns within the original context. */
 static double yarn_pair(const kvq_rope_params *p, uint32_t n_rot, double turns) {
-    return n_rot * log(p->n_ctx_orig / (turns * 2.0 * M_PI)) / (2.0 * log(p->base));
+    return n_rot * log(p->n_ctx_orig / (turns * 6.283185307179586)) / (2.0 * log(p->base));
 }
 
 static double yarn_frequency(const kvq_rope_params *p, uint32_t n_rot, uint32_t pair, double frequency) {

@@ -1,0 +1,127 @@
+"""Saved sequences: bit-identical continuation, and every file that does not fit refused with a sentence."""
+
+import numpy as np
+import pytest
+
+import pykvq
+from pykvq import errors
+
+from . import tiny
+from .test_sequences import TEXT, feed
+
+
+@pytest.fixture(scope="module", params=["plain", "windowed"])
+def model(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny") / "model.gguf"
+    tiny.write(path, window=100 if request.param == "windowed" else None)
+    with pykvq.Model.open(path) as model:
+        yield model
+
+
+def logits_of(engine, sequence, tokens):
+    sequence.push(tokens)
+    feed(engine, sequence)
+    return sequence.logits()[-1]
+
+
+def test_a_loaded_sequence_continues_bit_for_bit(model, tmp_path):
+    path = tmp_path / "chat.kv"
+    with pykvq.Engine(model, ctx=1024, threads=2) as engine:
+        sequence = engine.sequence()
+        sequence.sync(TEXT[:500])
+        feed(engine, sequence)
+        sequence.save(path)
+        expected = logits_of(engine, sequence, TEXT[500:520])
+    with pykvq.Engine(model, ctx=2048, seqs=2, threads=2) as engine:  # another engine, another size
+        sequence = engine.sequence()
+        sequence.sync(TEXT[900:950])
+        feed(engine, sequence)
+        sequence.load(path)
+        assert sequence.tokens == TEXT[:500]
+        assert sequence.n_pending == 0
+        assert np.array_equal(logits_of(engine, sequence, TEXT[500:520]), expected)
+
+
+def test_pending_tokens_are_saved_as_pending(model, tmp_path):
+    with pykvq.Engine(model, ctx=1024) as engine:
+        sequence = engine.sequence()
+        sequence.sync(TEXT[:100])
+        feed(engine, sequence)
+        sequence.push(TEXT[100:110])
+        sequence.save(tmp_path / "x.kv")
+        sequence.rewind(0)
+        sequence.load(tmp_path / "x.kv")
+        assert sequence.n_pending == 10
+        assert sequence.tokens == TEXT[:110]
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    with pykvq.Engine(model, ctx=1024) as engine:
+        sequence = engine.sequence()
+        sequence.sync(TEXT[:200])
+        feed(engine, sequence)
+        sequence.save(tmp_path / "saved.kv")
+    return tmp_path / "saved.kv"
+
+
+def refuses(model, path, error, match, **options):
+    """Loading fails with that sentence, and the sequence stays what it was."""
+    with pykvq.Engine(model, **{"ctx": 1024, **options}) as engine:
+        sequence = engine.sequence()
+        sequence.sync(TEXT[300:400])
+        feed(engine, sequence)
+        with pytest.raises(error, match=match):
+            sequence.load(path)
+        assert sequence.tokens == TEXT[300:400]
+        after = logits_of(engine, sequence, TEXT[:3])
+        sequence.sync(TEXT[300:400])
+        feed(engine, sequence)
+        assert np.abs(logits_of(engine, sequence, TEXT[:3]) - after).max() < 1e-3
+
+
+def test_flipped_bits_are_found_everywhere(model, saved):
+    good = saved.read_bytes()
+    rng = np.random.default_rng(3)
+    with pykvq.Engine(model, ctx=1024) as engine:
+        sequence = engine.sequence()
+        positions = {*range(0, 160), len(good) - 1, *(int(p) for p in rng.integers(0, len(good), 60))}
+        for position in positions:
+            damaged = bytearray(good)
+            damaged[position] ^= 1 << int(rng.integers(8))
+            saved.write_bytes(damaged)
+            with pytest.raises(errors.PykvqError):
+                sequence.load(saved)
+        saved.write_bytes(good)
+        sequence.load(saved)
+        assert sequence.tokens == TEXT[:200]
+
+
+def test_files_that_do_not_fit_are_refused(model, saved, tmp_path):
+    good = saved.read_bytes()
+    refuses(model, tmp_path / "missing.kv", errors.FileError, "cannot be opened")
+    refuses(model, tmp_path, errors.FileError, "is empty or not a file")
+    refuses(model, saved, errors.FullError, r"holds 200 tokens, this engine's context 150", ctx=150)
+    cut = tmp_path / "cut.kv"
+    for n in (1, 50, len(good) // 2, len(good) - 1):
+        cut.write_bytes(good[:n])
+        refuses(model, cut, errors.FormatError, "")
+    cut.write_bytes(b"GGUF" + good[4:])
+    refuses(model, cut, errors.FormatError, "not a saved sequence")
+    cut.write_bytes(good[:8] + b"\x63" + good[9:])
+    refuses(model, cut, errors.UnsupportedError, "version 99")
+
+
+def test_another_model_is_refused(saved, tmp_path):
+    with pykvq.Model.open(tiny.write(tmp_path / "other.gguf", n_layer=3)) as other:
+        refuses(other, saved, errors.ArgumentError, "another model")
+
+
+def test_save_to_an_impossible_place_leaves_nothing(model, tmp_path):
+    with pykvq.Engine(model, ctx=256) as engine:
+        sequence = engine.sequence()
+        sequence.sync(TEXT[:10])
+        feed(engine, sequence)
+        with pytest.raises(errors.FileError, match="cannot be written"):
+            sequence.save(tmp_path / "no" / "such" / "folder.kv")
+        assert list(tmp_path.iterdir()) == []

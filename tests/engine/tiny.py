@@ -1,0 +1,51 @@
+"""A tiny random model written straight to GGUF: a plain one, and one whose layers alternate between a window and all."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+N_VOCAB, N_EMBD, N_HEAD, N_HEAD_KV, HEAD_DIM, N_FF = 160, 64, 4, 2, 32, 96
+
+
+def write(path: Path, *, n_layer: int = 2, n_ctx: int = 2048, window: int | None = None) -> Path:
+    """window: of the even layers (as in gemma2), or None for a llama."""
+    arch = "llama" if window is None else "gemma2"
+    rng = np.random.default_rng(7)
+    w = gguf.GGUFWriter(path, arch)
+    w.add_context_length(n_ctx)
+    w.add_embedding_length(N_EMBD)
+    w.add_block_count(n_layer)
+    w.add_feed_forward_length(N_FF)
+    w.add_head_count(N_HEAD)
+    w.add_head_count_kv(N_HEAD_KV)
+    w.add_key_length(HEAD_DIM)
+    w.add_value_length(HEAD_DIM)
+    w.add_layer_norm_rms_eps(1e-5)
+    if window is not None:
+        w.add_sliding_window(window)
+
+    def matrix(name: str, n_out: int, n_in: int) -> None:
+        w.add_tensor(name + ".weight", (rng.standard_normal((n_out, n_in)) * 1.5 / n_in**0.5).astype(np.float32))
+
+    def norm(name: str, n: int) -> None:
+        w.add_tensor(name + ".weight", (1 + 0.1 * rng.standard_normal(n)).astype(np.float32))
+
+    matrix("token_embd", N_VOCAB, N_EMBD)
+    norm("output_norm", N_EMBD)
+    for i in range(n_layer):
+        p = f"blk.{i}."
+        for name in ["attn_norm", "ffn_norm"] + (["post_attention_norm", "post_ffw_norm"] if window is not None else []):
+            norm(p + name, N_EMBD)
+        matrix(p + "attn_q", N_HEAD * HEAD_DIM, N_EMBD)
+        matrix(p + "attn_k", N_HEAD_KV * HEAD_DIM, N_EMBD)
+        matrix(p + "attn_v", N_HEAD_KV * HEAD_DIM, N_EMBD)
+        matrix(p + "attn_output", N_EMBD, N_HEAD * HEAD_DIM)
+        matrix(p + "ffn_gate", N_FF, N_EMBD)
+        matrix(p + "ffn_up", N_FF, N_EMBD)
+        matrix(p + "ffn_down", N_EMBD, N_FF)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return path
