@@ -1,5 +1,6 @@
 /*
- * Row kernels: lanes are consecutive elements of a row. Memory is the limit.
+ * Row kernels: lanes are consecutive elements of a row. All are bound by memory except the activations (about 20
+ * instructions per vector of exp).
  */
 #include "cpu/row.h"
 #include "cpu/isa.h"
@@ -47,6 +48,28 @@ static void rope(float *x, const float *cos, const float *sin, uint32_t n_rot, b
     }
 }
 
+/* x / (1 + exp(-t)): SiLU with t = x; GELU with t = 2 sqrt(2/pi) (x + 0.044715 x^3), as 1 + tanh(u) = 2 / (1 + exp(-2u)) */
+VEC_INLINE vf32 gate_of(kvq_activation act, vf32 x) {
+    vf32 minus_t = act == KVQ_SILU
+                       ? vf_sub(vf_zero(), x)
+                       : vf_mul(x, vf_fma(vf_mul(x, x), vf_set1(-0.0713548162726f), vf_set1(-1.59576912161f)));
+    return vf_div(x, vf_add(vf_set1(1.0f), vf_exp(minus_t)));
+}
+
+VEC_INLINE void activate_as(kvq_activation act, const float *gate, const float *up, size_t n, float *y) {
+    size_t i = 0;
+    for (; i + VF <= n; i += VF)
+        vf_store(y + i, vf_mul(gate_of(act, vf_load(gate + i)), vf_load(up + i)));
+    vf_store_n(y + i, vf_mul(gate_of(act, vf_load_n(gate + i, n - i)), vf_load_n(up + i, n - i)), n - i);
+}
+
+static void activate(kvq_activation act, const float *gate, const float *up, size_t n, float *y) {
+    if (act == KVQ_SILU)
+        activate_as(KVQ_SILU, gate, up, n, y);
+    else
+        activate_as(KVQ_GELU_TANH, gate, up, n, y);
+}
+
 static void softcap(float cap, size_t n, float *x) {
     size_t i = 0;
     for (; i + VF <= n; i += VF)
@@ -70,4 +93,4 @@ static void from_f16(const uint16_t *x, size_t n, float *y) {
         y[i] = kvq_f16_to_f32(x[i]);
 }
 
-const kvq_row_kernels KVQ_NAME(kvq_row) = {norm, rope, softcap, to_f16, from_f16};
+const kvq_row_kernels KVQ_NAME(kvq_row) = {norm, rope, activate, softcap, to_f16, from_f16};
