@@ -1,5 +1,4 @@
 /* vec.h for AVX-512 F, BW, DQ, VL, VNNI. The operations' meanings stand in vec_scalar.h. */
-/* clang-format off: one operation a line */
 #include <immintrin.h>
 
 #define VF 16
@@ -73,4 +72,102 @@ VEC_INLINE float vf_reduce_max(vf32 a) {
 }
 VEC_INLINE vf32 vf_pow2(vf32 n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+
+VEC_INLINE vi32 vi_load(const void *p) {
+    return _mm512_loadu_si512(p);
+}
+VEC_INLINE void vi_store(void *p, vi32 a) {
+    _mm512_storeu_si512(p, a);
+}
+VEC_INLINE vi32 vi_load1(const void *p) {
+    int32_t a;
+    memcpy(&a, p, 4);
+    return _mm512_set1_epi32(a);
+}
+VEC_INLINE vi32 vi_set1(int32_t a) {
+    return _mm512_set1_epi32(a);
+}
+VEC_INLINE vi32 vi_and(vi32 a, vi32 b) {
+    return _mm512_and_si512(a, b);
+}
+VEC_INLINE vi32 vi_or(vi32 a, vi32 b) {
+    return _mm512_or_si512(a, b);
+}
+VEC_INLINE vi32 vi_xor(vi32 a, vi32 b) {
+    return _mm512_xor_si512(a, b);
+}
+VEC_INLINE vi32 vi_add(vi32 a, vi32 b) {
+    return _mm512_add_epi32(a, b);
+}
+VEC_INLINE vi32 vi_mul(vi32 a, vi32 b) {
+    return _mm512_mullo_epi32(a, b);
+}
+VEC_INLINE vi32 vi_max(vi32 a, vi32 b) {
+    return _mm512_max_epi32(a, b);
+}
+VEC_INLINE vi32 vi_shl(vi32 a, int n) { /* the operators take constants and variables */
+    return (vi32)((__v16su)a << n);
+}
+VEC_INLINE vi32 vi_shr(vi32 a, int n) {
+    return (vi32)((__v16su)a >> n);
+}
+VEC_INLINE vi32 vi_sar(vi32 a, int n) {
+    return (vi32)((__v16si)a >> n);
+}
+VEC_INLINE vi32 vi_sub8(vi32 a, vi32 b) {
+    return _mm512_sub_epi8(a, b);
+}
+VEC_INLINE int32_t vi_reduce_add(vi32 a) {
+    return _mm512_reduce_add_epi32(a);
+}
+VEC_INLINE int32_t vi_reduce_max(vi32 a) {
+    return _mm512_reduce_max_epi32(a);
+}
+VEC_INLINE void vi_store_i8(int8_t *p, vi32 a) {
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a));
+}
+VEC_INLINE vi32 vi_from_f32(vf32 a) {
+    return _mm512_cvtps_epi32(a);
+}
+VEC_INLINE vf32 vi_to_f32(vi32 a) {
+    return _mm512_cvtepi32_ps(a);
+}
+VEC_INLINE vi32 vi_from_bits(vf32 a) {
+    return _mm512_castps_si512(a);
+}
+VEC_INLINE vf32 vi_to_bits(vi32 a) {
+    return _mm512_castsi512_ps(a);
+}
+VEC_INLINE vf32 vi_f16_to_f32(vi32 a) {
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a));
+}
+VEC_INLINE vi32 vi_lookup16(const uint8_t *bytes, vi32 index) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)bytes)), index);
+}
+VEC_INLINE vi32 vi_gather(const void *table, vi32 index) {
+    return _mm512_i32gather_epi32(index, table, 4);
+}
+VEC_INLINE __m512i vec_load4x16(const uint8_t *p, size_t stride) { /* 16 bytes each of rows 0, 4, 8, 12 */
+    __m512i a = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
+    a = _mm512_inserti32x4(a, _mm_loadu_si128((const __m128i *)(p + 4 * stride)), 1);
+    a = _mm512_inserti32x4(a, _mm_loadu_si128((const __m128i *)(p + 8 * stride)), 2);
+    return _mm512_inserti32x4(a, _mm_loadu_si128((const __m128i *)(p + 12 * stride)), 3);
+}
+VEC_INLINE void vi_load_rows(const uint8_t *p, size_t stride, vi32 c[4]) {
+    __m512i r0 = vec_load4x16(p, stride), r1 = vec_load4x16(p + stride, stride);
+    __m512i r2 = vec_load4x16(p + 2 * stride, stride), r3 = vec_load4x16(p + 3 * stride, stride);
+    __m512i low01 = _mm512_unpacklo_epi32(r0, r1), high01 = _mm512_unpackhi_epi32(r0, r1);
+    __m512i low23 = _mm512_unpacklo_epi32(r2, r3), high23 = _mm512_unpackhi_epi32(r2, r3);
+    c[0] = _mm512_unpacklo_epi64(low01, low23);
+    c[1] = _mm512_unpackhi_epi64(low01, low23);
+    c[2] = _mm512_unpacklo_epi64(high01, high23);
+    c[3] = _mm512_unpackhi_epi64(high01, high23);
+}
+VEC_INLINE vi32 vi_dot(vi32 acc, vi32 w, vi32 x) {
+    return _mm512_dpbusd_epi32(acc, w, x);
+}
+#define VI_WIDE_OFFSET 128
+VEC_INLINE vi32 vi_dot_wide(vi32 acc, vi32 w, vi32 x) {
+    return _mm512_dpbusd_epi32(acc, w, x);
 }

@@ -1,5 +1,4 @@
 /* vec.h for AArch64 with the dot product extension. The operations' meanings stand in vec_scalar.h. */
-/* clang-format off: one operation a line */
 #include <arm_neon.h>
 
 #define VF 4
@@ -60,7 +59,9 @@ VEC_INLINE vf32 vf_max(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_min(vf32 a, vf32 b) {
     return vbslq_f32(vcltq_f32(a, b), a, b);
 }
-VEC_INLINE vf32 vf_select_less(vf32 a, vf32 b, vf32 x, vf32 y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
+VEC_INLINE vf32 vf_select_less(vf32 a, vf32 b, vf32 x, vf32 y) {
+    return vbslq_f32(vcltq_f32(a, b), x, y);
+}
 VEC_INLINE vf32 vf_round(vf32 a) {
     return vrndnq_f32(a);
 }
@@ -72,4 +73,100 @@ VEC_INLINE float vf_reduce_max(vf32 a) {
 }
 VEC_INLINE vf32 vf_pow2(vf32 n) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
+}
+
+VEC_INLINE vi32 vi_load(const void *p) {
+    return vreinterpretq_s32_u8(vld1q_u8(p));
+}
+VEC_INLINE void vi_store(void *p, vi32 a) {
+    vst1q_u8(p, vreinterpretq_u8_s32(a));
+}
+VEC_INLINE vi32 vi_load1(const void *p) {
+    int32_t a;
+    memcpy(&a, p, 4);
+    return vdupq_n_s32(a);
+}
+VEC_INLINE vi32 vi_set1(int32_t a) {
+    return vdupq_n_s32(a);
+}
+VEC_INLINE vi32 vi_and(vi32 a, vi32 b) {
+    return vandq_s32(a, b);
+}
+VEC_INLINE vi32 vi_or(vi32 a, vi32 b) {
+    return vorrq_s32(a, b);
+}
+VEC_INLINE vi32 vi_xor(vi32 a, vi32 b) {
+    return veorq_s32(a, b);
+}
+VEC_INLINE vi32 vi_add(vi32 a, vi32 b) {
+    return vaddq_s32(a, b);
+}
+VEC_INLINE vi32 vi_mul(vi32 a, vi32 b) {
+    return vmulq_s32(a, b);
+}
+VEC_INLINE vi32 vi_max(vi32 a, vi32 b) {
+    return vmaxq_s32(a, b);
+}
+VEC_INLINE vi32 vi_shl(vi32 a, int n) { /* the operators take constants and variables */
+    return vreinterpretq_s32_u32(vreinterpretq_u32_s32(a) << n);
+}
+VEC_INLINE vi32 vi_shr(vi32 a, int n) {
+    return vreinterpretq_s32_u32(vreinterpretq_u32_s32(a) >> n);
+}
+VEC_INLINE vi32 vi_sar(vi32 a, int n) {
+    return a >> n;
+}
+VEC_INLINE vi32 vi_sub8(vi32 a, vi32 b) {
+    return vreinterpretq_s32_s8(vsubq_s8(vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)));
+}
+VEC_INLINE int32_t vi_reduce_add(vi32 a) {
+    return vaddvq_s32(a);
+}
+VEC_INLINE int32_t vi_reduce_max(vi32 a) {
+    return vmaxvq_s32(a);
+}
+VEC_INLINE void vi_store_i8(int8_t *p, vi32 a) {
+    int16x4_t s = vmovn_s32(a);
+    int8x8_t b = vmovn_s16(vcombine_s16(s, s));
+    memcpy(p, &b, 4);
+}
+VEC_INLINE vi32 vi_from_f32(vf32 a) {
+    return vcvtnq_s32_f32(a);
+}
+VEC_INLINE vf32 vi_to_f32(vi32 a) {
+    return vcvtq_f32_s32(a);
+}
+VEC_INLINE vi32 vi_from_bits(vf32 a) {
+    return vreinterpretq_s32_f32(a);
+}
+VEC_INLINE vf32 vi_to_bits(vi32 a) {
+    return vreinterpretq_f32_s32(a);
+}
+VEC_INLINE vf32 vi_f16_to_f32(vi32 a) {
+    return vcvt_f32_f16(vreinterpret_f16_s16(vmovn_s32(a)));
+}
+VEC_INLINE vi32 vi_lookup16(const uint8_t *bytes, vi32 index) {
+    return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(bytes), vreinterpretq_u8_s32(index)));
+}
+VEC_INLINE vi32 vi_gather(const void *table, vi32 index) {
+    int32_t a[4];
+    for (int i = 0; i < 4; i++)
+        memcpy(&a[i], (const uint8_t *)table + 4 * (size_t)index[i], 4);
+    return vld1q_s32(a);
+}
+VEC_INLINE void vi_load_rows(const uint8_t *p, size_t stride, vi32 c[4]) {
+    vi32 r0 = vi_load(p), r1 = vi_load(p + stride), r2 = vi_load(p + 2 * stride), r3 = vi_load(p + 3 * stride);
+    int64x2_t even01 = vreinterpretq_s64_s32(vtrn1q_s32(r0, r1)), odd01 = vreinterpretq_s64_s32(vtrn2q_s32(r0, r1));
+    int64x2_t even23 = vreinterpretq_s64_s32(vtrn1q_s32(r2, r3)), odd23 = vreinterpretq_s64_s32(vtrn2q_s32(r2, r3));
+    c[0] = vreinterpretq_s32_s64(vtrn1q_s64(even01, even23));
+    c[1] = vreinterpretq_s32_s64(vtrn1q_s64(odd01, odd23));
+    c[2] = vreinterpretq_s32_s64(vtrn2q_s64(even01, even23));
+    c[3] = vreinterpretq_s32_s64(vtrn2q_s64(odd01, odd23));
+}
+VEC_INLINE vi32 vi_dot(vi32 acc, vi32 w, vi32 x) {
+    return vdotq_s32(acc, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+}
+#define VI_WIDE_OFFSET 0
+VEC_INLINE vi32 vi_dot_wide(vi32 acc, vi32 w, vi32 x) {
+    return vi_dot(acc, w, x);
 }
