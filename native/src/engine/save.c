@@ -240,9 +240,7 @@ static pykvq_status check_codecs(const saved *s, const pykvq_engine *e) {
 
 /* Cuts the file into its parts and checks that they fill it exactly. */
 static pykvq_status locate(saved *s, const pykvq_engine *e) {
-    size_t at = sizeof s->head;
-    s->layers = s->bytes + at;
-    at += s->head.n_layer * sizeof(codec_entry);
+    size_t at = sizeof s->head + s->head.n_layer * sizeof(codec_entry);
     s->tokens = s->bytes + at;
     at += s->head.n_tokens * sizeof(int32_t);
     s->tiles = s->bytes + at;
@@ -274,6 +272,7 @@ static pykvq_status check(saved *s, const pykvq_seq *seq) {
     if (s->n_bytes < sizeof s->head + s->head.n_layer * sizeof(codec_entry) + s->head.n_tokens * sizeof(int32_t) +
                          2 * (size_t)n_cached_tiles(s->head.n_cached))
         return kvq_fail(PYKVQ_E_FORMAT, "is cut short");
+    s->layers = s->bytes + sizeof s->head;
     KVQ_TRY(check_codecs(s, seq->engine));
     KVQ_TRY(locate(s, seq->engine));
     uint64_t checksum;
