@@ -67,18 +67,18 @@ def fetch(model: str, *, verify: bool = False) -> str:
     from .. import registry
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        bar.stop()  # until there is something to show
-        task = None
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    task = bar.add_task(f"fetching {model}")
 
-        def show(n_done: int, n_total: int) -> None:
-            nonlocal task
-            if task is None:
-                task = bar.add_task(model, total=n_total)
-                bar.start()
-            bar.update(task, completed=n_done)
+    def show(n_done: int, n_total: int) -> None:
+        bar.start()  # not before there is something to show
+        bar.update(task, completed=n_done, total=n_total)
 
+    try:
         return registry.pull(model, show) if verify else registry.locate(model, show)
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 @contextmanager

@@ -19,8 +19,11 @@ def models(json: JsonOption = False, debug: DebugOption = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "model", "licence", "size", "here", "path", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "model", "licence", "size", "here"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("path", overflow="fold")
     for entry in entries().values():
         here = "yes" if entry.is_cached else "no"
         table.add_row(entry.name, entry.title, entry.licence, mib(entry.n_bytes), here, str(entry.path))
-    Console(soft_wrap=True).print(table)
+    Console().print(table)
