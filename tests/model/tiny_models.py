@@ -23,7 +23,7 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
+    "rms_norm_eps": 1e-3,
     "tie_word_embeddings": False,
 }
 HEADS_OF_64 = {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 1}
@@ -128,7 +128,7 @@ CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     "llama-mha80": lambda: llama(hidden_size=160, num_attention_heads=2, num_key_value_heads=2),
     "llama-linear": lambda: llama(rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}),
     "llama-yarn": lambda: llama(rope_parameters=YARN),
-    "llama-bias": lambda: llama(attention_bias=True, mlp_bias=True),
+    "llama-bias": lambda: llama(attention_bias=True),
     "llama3": llama3,
     "llama3-tied": lambda: llama3(tie_word_embeddings=True),
     "mistral": mistral,

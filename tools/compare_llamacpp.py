@@ -1,0 +1,348 @@
+"""Measure pykvq and llama.cpp on the same GGUF file, on this machine, in turns: decode, prefill, memory, start.
+
+    pip install . llama-cpp-python
+    python tools/compare_llamacpp.py MODEL.gguf
+    python tools/compare_llamacpp.py MODEL.gguf --threads 2 --depths 0,2048,8192 --repeats 5 --json tools/bench/X.json
+    python tools/compare_llamacpp.py MODEL.gguf --kv kivi2=q4_0 --kv q8_0=q8_0      # pykvq's type = llama.cpp's type
+
+What is measured. A run is a fresh process that opens the file, makes a context and warms up; nothing of that is timed.
+Then, on random token ids (the same for both programs):
+  prefill at depth 0  512 tokens into the empty cache
+  decode at depth D   the cache is filled to D tokens, then tokens are fed one at a time, each with its logits
+  prefill at depth D  512 tokens right after that decode, so a few tokens deeper than D
+The programs take turns, and who goes first alternates, so that a drift of the machine's clock hits both. Printed is the
+median of the repeats, with the least and the greatest. Measure on an idle machine: both programs spin while they wait.
+
+llama.cpp runs through its own C API with n_batch = n_ubatch = 512, the same number of threads for decode and prefill,
+flash attention on, the file mapped, everything else as it comes. `pip install llama-cpp-python` compiles it for this
+machine, which is what it should be measured as.
+
+Peak memory is the peak resident set minus what was resident before the file was opened (interpreter and libraries). For
+pykvq it is set against the plan, weights (the mapped file) included. "First token" is the time from starting the process
+`pykvq generate MODEL` to the first byte of its output, with the file in the page cache.
+"""
+
+import argparse
+import ctypes
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+BATCH = 512
+WARM_UP_TOKENS = 64
+PROGRAMS = ("pykvq", "llama.cpp")
+
+
+# ---- one run, in its own process ----
+
+
+class Pykvq:
+    """pykvq through its Python API."""
+
+    def __init__(self, path: str, kv: str, n_ctx: int, n_threads: int) -> None:
+        import pykvq
+
+        self.before = resident_bytes("VmRSS")
+        self.model = pykvq.Model.open(path)
+        self.engine = pykvq.Engine(self.model, ctx=n_ctx, seqs=1, batch=BATCH, threads=n_threads, kv=kv)
+        self.sequence = self.engine.sequence()
+        self.n_vocab = self.model.info.n_vocab
+
+    def feed(self, tokens: list[int]) -> None:
+        """Feed at most BATCH tokens; the logits of the last one are computed."""
+        self.sequence.push(tokens)
+        self.engine.step([self.sequence])
+        if self.sequence.n_pending:
+            raise RuntimeError("pykvq: a batch took more than one step")
+
+    def clear(self) -> None:
+        """Empty the cache."""
+        self.sequence.rewind(0)
+
+    def facts(self) -> dict[str, Any]:
+        """What the report should know beside the times."""
+        plan = self.engine.plan
+        return {
+            "plan_bytes": plan.n_total_bytes,
+            "plan_weight_bytes": plan.n_weight_bytes,
+            "plan_kv_bytes": plan.n_kv_bytes,
+            "plan_scratch_bytes": plan.n_scratch_bytes,
+            "kv_bits_per_element": plan.kv_bits_per_element,
+        }
+
+
+class LlamaCpp:
+    """llama.cpp through llama-cpp-python's bindings of its C API."""
+
+    def __init__(self, path: str, kv: str, n_ctx: int, n_threads: int) -> None:
+        import llama_cpp
+
+        self.api = llama_cpp
+        self.silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self.silent, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self.before = resident_bytes("VmRSS")
+        model_params = llama_cpp.llama_model_default_params()
+        model_params.n_gpu_layers = 0
+        self.model = llama_cpp.llama_model_load_from_file(path.encode(), model_params)
+        if not self.model:
+            raise RuntimeError(f"llama.cpp: cannot open {path}")
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH, BATCH
+        params.n_threads = params.n_threads_batch = n_threads
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.type_k = params.type_v = getattr(llama_cpp, f"GGML_TYPE_{kv.upper()}")
+        self.context = llama_cpp.llama_init_from_model(self.model, params)
+        if not self.context:
+            raise RuntimeError(f"llama.cpp: cannot make a context with KV type {kv}")
+        self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def feed(self, tokens: list[int]) -> None:
+        """Feed at most BATCH tokens; the logits of the last one are computed."""
+        array = (self.api.llama_token * len(tokens))(*tokens)
+        if self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(tokens))) != 0:
+            raise RuntimeError("llama.cpp: llama_decode failed")
+        self.api.llama_synchronize(self.context)
+
+    def clear(self) -> None:
+        """Empty the cache."""
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+
+    def facts(self) -> dict[str, Any]:
+        """What the report should know beside the times."""
+        return {"system": self.api.llama_print_system_info().decode()}
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS: resident now; VmHWM: the peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def run_once(spec: dict[str, Any]) -> dict[str, Any]:
+    """All measurements of one program; seconds by name."""
+    program = {"pykvq": Pykvq, "llama.cpp": LlamaCpp}[spec["program"]]
+    target = program(spec["path"], spec["kv"], spec["n_ctx"], spec["n_threads"])
+    rng = random.Random(1)
+
+    def feed(n_tokens: int, chunk: int = BATCH) -> float:
+        tokens = [rng.randrange(target.n_vocab) for _ in range(n_tokens)]
+        begin = time.perf_counter()
+        for first in range(0, n_tokens, chunk):
+            target.feed(tokens[first : first + chunk])
+        return time.perf_counter() - begin
+
+    feed(BATCH)
+    feed(WARM_UP_TOKENS, chunk=1)
+    target.clear()
+    seconds = {"prefill@0": feed(spec["n_prefill"])}
+    target.clear()
+    n_fed = 0
+    for depth in sorted(set(spec["depths"])):
+        feed(depth - n_fed)
+        seconds[f"decode@{depth}"] = feed(spec["n_decode"], chunk=1)
+        n_fed = depth + spec["n_decode"]
+        if depth > 0 and depth in spec["prefill_depths"]:
+            seconds[f"prefill@{depth}"] = feed(spec["n_prefill"])
+            n_fed += spec["n_prefill"]
+    peak = resident_bytes("VmHWM") - target.before
+    return {"seconds": seconds, "peak_bytes": peak, "facts": target.facts()}
+
+
+def run_in_child(spec: dict[str, Any]) -> dict[str, Any]:
+    """`run_once` in a fresh process."""
+    command = [sys.executable, __file__, "--run-once", json.dumps(spec)]
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if child.returncode != 0:
+        raise SystemExit(f"{spec['program']} failed with status {child.returncode}")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def seconds_to_first_token(path: str, n_threads: int) -> float:
+    """From starting `pykvq generate` to the first byte it prints."""
+    command = [sys.executable, "-m", "pykvq", "generate", path, "--prompt", "Why is the sky blue?"]
+    command += ["--max-tokens", "4", "--temp", "0", "--threads", str(n_threads)]
+    begin = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        first = child.stdout.read(1)
+        seconds = time.perf_counter() - begin
+        child.stdout.read()
+    if not first or child.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}: failed with status {child.returncode}")
+    return seconds
+
+
+# ---- the comparison ----
+
+
+def compare(args: argparse.Namespace, ours: str, theirs: str) -> dict[str, Any]:
+    """Alternating runs with pykvq's KV type `ours` and llama.cpp's `theirs`."""
+    # every depth, its decode and its prefill, and never a partial last batch
+    most = max(args.depths) + len(args.depths) * (args.decode + args.prefill)
+    spec = {
+        "path": str(args.model),
+        "n_ctx": -(-most // 256) * 256,
+        "n_threads": args.threads,
+        "n_prefill": args.prefill,
+        "n_decode": args.decode,
+        "depths": args.depths,
+        "prefill_depths": args.prefill_depths,
+    }
+    kv = dict(zip(PROGRAMS, (ours, theirs), strict=True))
+    runs: dict[str, list[dict[str, Any]]] = {program: [] for program in PROGRAMS}
+    for i in range(args.repeats):
+        for program in PROGRAMS if i % 2 == 0 else reversed(PROGRAMS):
+            print(f"  run {i + 1}/{args.repeats}: {program} {kv[program]}", file=sys.stderr)
+            runs[program].append(run_in_child({**spec, "program": program, "kv": kv[program]}))
+    return {"kv": kv, "spec": spec, "runs": runs}
+
+
+def rates(comparison: dict[str, Any], program: str, name: str) -> list[float]:
+    """Tokens per second of each run."""
+    n_tokens = comparison["spec"]["n_decode" if name.startswith("decode") else "n_prefill"]
+    return [n_tokens / run["seconds"][name] for run in comparison["runs"][program]]
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Median (least to greatest)."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def table(comparison: dict[str, Any]) -> str:
+    """Markdown: tokens per second, then memory."""
+    ours, theirs = (comparison["runs"][program] for program in PROGRAMS)
+    kv = comparison["kv"]
+    lines = [
+        f"| tokens/s | pykvq {kv['pykvq']} | llama.cpp {kv['llama.cpp']} | ratio |",
+        "|---|---|---|---|",
+    ]
+    for name in sorted(ours[0]["seconds"], key=lambda name: (name.split("@")[0], int(name.split("@")[1]))):
+        a, b = (rates(comparison, program, name) for program in PROGRAMS)
+        ratio = statistics.median(a) / statistics.median(b)
+        lines.append(f"| {name.replace('@', ' at depth ')} | {spread(a)} | {spread(b)} | {ratio:.2f} |")
+    a, b = ([run["peak_bytes"] / 2**20 for run in runs] for runs in (ours, theirs))
+    lines.append(f"| peak MiB | {spread(a)} | {spread(b)} | {statistics.median(a) / statistics.median(b):.2f} |")
+    plan = ours[0]["facts"]["plan_bytes"] / 2**20
+    lines.append(f"\nplan of pykvq: {plan:.1f} MiB; peak / plan = {statistics.median(a) / plan:.3f}")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hold for."""
+    cpu = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("model name", "Model")):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    n_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    n_cores = len(os.sched_getaffinity(0))
+    return {
+        "cpu": cpu,
+        "cores": n_cores,
+        "memory_bytes": n_bytes,
+        "system": platform.system(),
+        "arch": platform.machine(),
+    }
+
+
+def commit() -> str:
+    """Of this checkout, with a mark if it has changes."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
+
+
+def sha256(path: Path) -> str:
+    """Of the whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def report(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything measured, and what it was measured with."""
+    versions = {package: importlib.metadata.version(package) for package in ("pykvq", "llama-cpp-python")}
+    command = [Path(sys.argv[0]).name] + [Path(a).name if a.startswith("/") else a for a in sys.argv[1:]]
+    result = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(command),
+        "machine": machine(),
+        "commit": commit(),
+        "versions": {**versions, "python": platform.python_version()},
+        "model": {"name": args.model.name, "bytes": args.model.stat().st_size, "sha256": sha256(args.model)},
+        "threads": args.threads,
+        "comparisons": [compare(args, *pair) for pair in args.kv],
+    }
+    if not args.no_start:
+        seconds_to_first_token(str(args.model), args.threads)  # once to warm the page cache
+        result["first_token_seconds"] = [seconds_to_first_token(str(args.model), args.threads) for _ in range(5)]
+    return result
+
+
+def kv_pair(text: str) -> tuple[str, str]:
+    """ "ours=theirs", or one name for both."""
+    ours, _, theirs = text.partition("=")
+    return ours, theirs or ours
+
+
+def counts(text: str) -> list[int]:
+    """ "0,2048" as numbers."""
+    return [int(part) for part in text.split(",")]
+
+
+def arguments() -> argparse.Namespace:
+    """The checked command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    n_cores = len(os.sched_getaffinity(0))
+    add = parser.add_argument
+    add("model", type=Path, help="a GGUF file that both programs can run")
+    add("--threads", type=int, default=n_cores, help="default: the cores this process may use")
+    add("--depths", type=counts, default=[0, 2048, 8192], help="of decode; default 0,2048,8192")
+    add("--prefill-depths", type=counts, default=[0, 8192], help="default 0,8192; 0 or among --depths")
+    add("--prefill", type=int, default=512, help="tokens of a prefill; default 512")
+    add("--decode", type=int, default=64, help="tokens of a decode; default 64")
+    add("--repeats", type=int, default=3, help="default 3")
+    add("--kv", type=kv_pair, action="append", metavar="OURS=THEIRS", help="default f16=f16; repeatable")
+    add("--no-start", action="store_true", help="do not measure the time to the first token")
+    add("--json", type=Path, metavar="OUT", help="write everything measured to this file")
+    args = parser.parse_args()
+    args.kv = args.kv or [("f16", "f16")]
+    if not args.model.is_file():
+        parser.error(f"{args.model}: no such file")
+    if not set(args.prefill_depths) <= {0, *args.depths}:
+        parser.error("--prefill-depths: each must be among --depths")
+    return args
+
+
+def main() -> None:
+    """Measure, or be one of the measured processes."""
+    if sys.argv[1:2] == ["--run-once"]:
+        print(json.dumps(run_once(json.loads(sys.argv[2]))))
+        return
+    args = arguments()
+    result = report(args)
+    info = result["machine"]
+    if info["load"] > 0.5 * info["cores"]:
+        print(f"warning: the machine was busy (load {info['load']:.1f}); these figures are not worth keeping\n")
+    print(f"{result['model']['name']}, {args.threads} threads, {info['cpu']}, {result['date']}, {result['commit']}\n")
+    for comparison in result["comparisons"]:
+        print(table(comparison) + "\n")
+    if "first_token_seconds" in result:
+        print(f"first token after {spread(result['first_token_seconds'], 3)} s")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
