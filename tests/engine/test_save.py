@@ -105,7 +105,7 @@ def test_files_that_do_not_fit_are_refused(model, saved, tmp_path):
     cut = tmp_path / "cut.kv"
     for n in (1, 50, len(good) // 2, len(good) - 1):
         cut.write_bytes(good[:n])
-        refuses(model, cut, errors.FormatError, "")
+        refuses(model, cut, errors.FormatError, r"too short|cut short|has \d+ bytes, its header says")
     cut.write_bytes(b"GGUF" + good[4:])
     refuses(model, cut, errors.FormatError, "not a saved sequence")
     cut.write_bytes(good[:8] + b"\x63" + good[9:])

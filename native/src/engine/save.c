@@ -1,5 +1,5 @@
 /*
- * Saved sequences. All integers little-endian, no padding but what is written here:
+ * Saved sequences. All integers little-endian; each part starts at a multiple of 8 bytes, zeros before it:
  *
  *   header    see struct header: the model, the settings, the counts
  *   layers    n_layer of { K codec name 16 bytes, version u32; V codec the same }
@@ -49,6 +49,10 @@ typedef struct codec_entry {
 
 static uint32_t n_cached_tiles(uint32_t n_cached) {
     return n_cached / KVQ_TILE + (n_cached % KVQ_TILE != 0);
+}
+
+static size_t round8(size_t n) {
+    return (n + 7) / 8 * 8;
 }
 
 static header make_header(const pykvq_seq *seq) {
@@ -114,6 +118,11 @@ static void put(writer *w, const void *data, size_t n_bytes) {
     w->failed |= fwrite(data, 1, n_bytes, w->file) != n_bytes;
 }
 
+/* To the next multiple of 8 bytes, after a part of n_bytes. */
+static void put_padding(writer *w, size_t n_bytes) {
+    put(w, &(uint64_t){0}, round8(n_bytes) - n_bytes);
+}
+
 static pykvq_status put_pages(writer *w, const pykvq_seq *seq, void *buffer) {
     const pykvq_engine *e = seq->engine;
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
@@ -138,9 +147,14 @@ static pykvq_status put_all(writer *w, const pykvq_seq *seq, void *buffer) {
         put(w, &entry, sizeof entry);
     }
     put(w, seq->tokens, seq->n_tokens * sizeof(int32_t));
+    put_padding(w, seq->n_tokens * sizeof(int32_t));
+    size_t n_forms = 0;
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
-        for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < n_cached_tiles(seq->n_cached); tile++)
-            put(w, &(uint8_t){(seq->pages[group][tile] & KVQ_PAGE_CODED) != 0}, 1);
+        for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < n_cached_tiles(seq->n_cached);
+             tile++, n_forms++)
+            ((uint8_t *)buffer)[n_forms] = (seq->pages[group][tile] & KVQ_PAGE_CODED) != 0;
+    put(w, buffer, n_forms);
+    put_padding(w, n_forms);
     KVQ_TRY(put_pages(w, seq, buffer));
     uint64_t checksum = w->checksum;
     put(w, &checksum, sizeof checksum);
@@ -168,7 +182,7 @@ static pykvq_status write_file(const pykvq_seq *seq, const char *path, const cha
 pykvq_status pykvq_seq_save(pykvq_seq *seq, const char *path) {
     pykvq_engine *e = seq->engine;
     KVQ_TRY(kvq_engine_enter(e));
-    size_t n_buffer = largest_page(e), n_name = strlen(path) + 32;
+    size_t n_buffer = largest_page(e) + KVQ_MAX_GROUPS * e->layout.n_tiles, n_name = strlen(path) + 32;
     void *buffer, *temporary = NULL;
     pykvq_status status = kvq_alloc_array(&buffer, n_buffer, 1, "save buffer");
     if (status == PYKVQ_OK)
@@ -242,12 +256,13 @@ static pykvq_status check_codecs(const saved *s, const pykvq_engine *e) {
 static pykvq_status locate(saved *s, const pykvq_engine *e) {
     size_t at = sizeof s->head + s->head.n_layer * sizeof(codec_entry);
     s->tokens = s->bytes + at;
-    at += s->head.n_tokens * sizeof(int32_t);
+    at += round8(s->head.n_tokens * sizeof(int32_t));
     s->tiles = s->bytes + at;
     uint32_t n_tiles = n_cached_tiles(s->head.n_cached);
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
         if (s->head.groups[group].n_layer > 0)
             at += n_tiles - s->head.groups[group].first_tile;
+    at = round8(at);
     s->pages = s->bytes + at;
     const uint8_t *tile_form = s->tiles;
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS && at < s->n_bytes; group++) {
