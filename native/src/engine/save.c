@@ -1,5 +1,5 @@
 /*
- * Saved sequences. All integers little-endian; each part starts at a multiple of 8 bytes, zeros before it:
+ * Saved sequences. All integers little-endian; nothing lies between the parts:
  *
  *   header    see struct header: the model, the settings, the counts
  *   layers    n_layer of { K codec name 16 bytes, version u32; V codec the same }
@@ -49,10 +49,6 @@ typedef struct codec_entry {
 
 static uint32_t n_cached_tiles(uint32_t n_cached) {
     return n_cached / KVQ_TILE + (n_cached % KVQ_TILE != 0);
-}
-
-static size_t round8(size_t n) {
-    return (n + 7) / 8 * 8;
 }
 
 static header make_header(const pykvq_seq *seq) {
@@ -109,18 +105,13 @@ static size_t largest_page(const pykvq_engine *e) {
 
 typedef struct writer {
     FILE *file;
-    uint64_t checksum;
+    kvq_checksum checksum;
     bool failed;
 } writer;
 
 static void put(writer *w, const void *data, size_t n_bytes) {
-    w->checksum = kvq_checksum(w->checksum, data, n_bytes);
+    kvq_checksum_add(&w->checksum, data, n_bytes);
     w->failed |= fwrite(data, 1, n_bytes, w->file) != n_bytes;
-}
-
-/* To the next multiple of 8 bytes, after a part of n_bytes. */
-static void put_padding(writer *w, size_t n_bytes) {
-    put(w, &(uint64_t){0}, round8(n_bytes) - n_bytes);
 }
 
 static pykvq_status put_pages(writer *w, const pykvq_seq *seq, void *buffer) {
@@ -147,22 +138,20 @@ static pykvq_status put_all(writer *w, const pykvq_seq *seq, void *buffer) {
         put(w, &entry, sizeof entry);
     }
     put(w, seq->tokens, seq->n_tokens * sizeof(int32_t));
-    put_padding(w, seq->n_tokens * sizeof(int32_t));
     size_t n_forms = 0;
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
         for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < n_cached_tiles(seq->n_cached);
              tile++, n_forms++)
             ((uint8_t *)buffer)[n_forms] = (seq->pages[group][tile] & KVQ_PAGE_CODED) != 0;
     put(w, buffer, n_forms);
-    put_padding(w, n_forms);
     KVQ_TRY(put_pages(w, seq, buffer));
-    uint64_t checksum = w->checksum;
+    uint64_t checksum = kvq_checksum_end(&w->checksum);
     put(w, &checksum, sizeof checksum);
     return PYKVQ_OK;
 }
 
 static pykvq_status write_file(const pykvq_seq *seq, const char *path, const char *temporary, void *buffer) {
-    writer w = {.file = fopen(temporary, "wb"), .checksum = KVQ_HASH_START};
+    writer w = {.file = fopen(temporary, "wb"), .checksum.hash = KVQ_HASH_START};
     if (w.file == NULL)
         return kvq_fail(PYKVQ_E_FILE, "%s: cannot be written: %s", path, strerror(errno));
     pykvq_status status = put_all(&w, seq, buffer);
@@ -256,13 +245,12 @@ static pykvq_status check_codecs(const saved *s, const pykvq_engine *e) {
 static pykvq_status locate(saved *s, const pykvq_engine *e) {
     size_t at = sizeof s->head + s->head.n_layer * sizeof(codec_entry);
     s->tokens = s->bytes + at;
-    at += round8(s->head.n_tokens * sizeof(int32_t));
+    at += s->head.n_tokens * sizeof(int32_t);
     s->tiles = s->bytes + at;
     uint32_t n_tiles = n_cached_tiles(s->head.n_cached);
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
         if (s->head.groups[group].n_layer > 0)
             at += n_tiles - s->head.groups[group].first_tile;
-    at = round8(at);
     s->pages = s->bytes + at;
     const uint8_t *tile_form = s->tiles;
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS && at < s->n_bytes; group++) {
@@ -290,9 +278,11 @@ static pykvq_status check(saved *s, const pykvq_seq *seq) {
     s->layers = s->bytes + sizeof s->head;
     KVQ_TRY(check_codecs(s, seq->engine));
     KVQ_TRY(locate(s, seq->engine));
-    uint64_t checksum;
-    memcpy(&checksum, s->bytes + s->n_bytes - sizeof checksum, sizeof checksum);
-    if (kvq_checksum(KVQ_HASH_START, s->bytes, s->n_bytes - sizeof checksum) != checksum)
+    uint64_t stored;
+    kvq_checksum own = {.hash = KVQ_HASH_START};
+    memcpy(&stored, s->bytes + s->n_bytes - sizeof stored, sizeof stored);
+    kvq_checksum_add(&own, s->bytes, s->n_bytes - sizeof stored);
+    if (kvq_checksum_end(&own) != stored)
         return kvq_fail(PYKVQ_E_FORMAT, "is damaged: its checksum does not match");
     return PYKVQ_OK;
 }
