@@ -1,10 +1,11 @@
 /*
  * Splits a layer's attention into units of work, runs them on all threads and merges the parts.
  *
- * The tokens of a span are cut into blocks whose rows (tokens x query heads of a KV head) share expanded tiles. A block's
- * tiles are cut into pieces where there are fewer blocks than it takes to keep all threads busy. Unit = block x KV head x
- * piece; threads draw units, the longest first. A piece leaves {max, sum, weighted values} per row; merging is a second
- * pass. The cut depends on the step and not on the threads (up to 16 of them), so neither do the results.
+ * The tokens of a span are cut into blocks whose rows (tokens x query heads of a KV head) share expanded tiles. A block
+ * with few rows takes several KV heads at a time (a set). A block's tiles are cut into pieces where there are fewer blocks
+ * than it takes to keep all threads busy. Unit = block x set x piece; threads draw units, those that see most first. A
+ * piece leaves {max, sum, weighted values} per row; merging is a second pass. The cut depends on the step and not on the
+ * threads (up to 16 of them), so neither do the results.
  */
 #include "cpu/attend.h"
 #include "cpu/isa.h"
@@ -14,17 +15,18 @@
 #include <string.h>
 
 enum {
-    PIECE_MIN_TILES = 4,
-    TILE_COST_ROWS = 8, /* reading a tile costs as much as working on so many rows */
-    PARTIAL_ROWS = 64,  /* per piece wanted, on average */
+    TILE_COST_ROWS = 8,  /* reading one head of a tile costs as much as working on so many rows */
+    PIECE_MIN_COST = 64, /* in such rows */
+    PARTIAL_ROWS = 64,   /* per piece wanted, on average */
 };
 
 typedef struct block { /* some tokens of a span */
     const kvq_page *pages;
     uint32_t first, n_tokens, pos; /* row of the batch, position */
     uint32_t first_tile, end_tile;
+    uint32_t n_rows, set_heads; /* of one KV head; KV heads in a set */
     uint32_t n_pieces, first_unit;
-    uint32_t partial; /* n_pieces > 1: first row in partial results: (n_head_kv, n_pieces, rows) */
+    uint32_t partial; /* n_pieces > 1: first row in partial results: (n_pieces, n_head_kv, n_rows) */
 } block;
 
 typedef struct layout {
@@ -40,7 +42,7 @@ typedef struct thread_layout {
     float *max, *sum;   /* (block_rows) */
     float *o, *o_coded; /* (block_rows, stride) */
     float *k, *v;       /* (head_dim, 64), (64, stride) */
-    void *prepared;
+    uint8_t *prepared;
 } thread_layout;
 
 typedef struct job {
@@ -71,7 +73,7 @@ static size_t lay_out_thread(uint8_t *area, uint32_t block_rows, uint32_t head_d
     t->o_coded = take(area, &used, block_rows * out_row);
     t->k = take(area, &used, KVQ_TILE * row);
     t->v = take(area, &used, KVQ_TILE * out_row);
-    t->prepared = take(area, &used, kvq_prepared_bytes(head_dim));
+    t->prepared = take(area, &used, kvq_prepared_bytes(block_rows, head_dim));
     return used;
 }
 
@@ -102,8 +104,8 @@ static uint32_t block_tiles(const block *b) {
     return b->end_tile - b->first_tile;
 }
 
-static uint32_t block_cost(const job *j, const block *b) {
-    return block_tiles(b) * (b->n_tokens * j->head_group + TILE_COST_ROWS);
+static uint64_t block_cost(const job *j, const block *b) { /* of one KV head */
+    return (uint64_t)block_tiles(b) * (b->n_rows + TILE_COST_ROWS);
 }
 
 static void cut_blocks(job *j) {
@@ -117,34 +119,38 @@ static void cut_blocks(job *j) {
             b->first = span->first + t;
             b->n_tokens = span->n_tokens - t < block_tokens ? span->n_tokens - t : block_tokens;
             b->pos = span->pos + t;
-            uint32_t n_seen = b->pos + 1; /* of the first token */
+            b->n_rows = b->n_tokens * j->head_group;
+            b->set_heads = b->n_rows < KVQ_BLOCK_ROWS ? KVQ_BLOCK_ROWS / b->n_rows : 1;
+            uint32_t n_seen = b->pos + 1; /* by the first token */
             b->first_tile = a->window > 0 && n_seen > a->window ? (n_seen - a->window) / KVQ_TILE : 0;
             b->end_tile = (b->pos + b->n_tokens - 1) / KVQ_TILE + 1;
         }
     }
 }
 
+static uint64_t min_u64(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+
 static void cut_pieces(job *j) {
     uint32_t n_head_kv = j->attention->kv->n_head_kv, n_partial = 0;
     uint64_t total = 0;
     for (uint32_t i = 0; i < j->n_blocks; i++)
-        total += (uint64_t)block_cost(j, &j->scratch.blocks[i]) * n_head_kv;
-    uint64_t wanted = total / pieces_wanted(kvq_threads_count(j->threads)) + 1;
+        total += block_cost(j, &j->scratch.blocks[i]) * n_head_kv;
+    uint64_t wanted = total / pieces_wanted(kvq_threads_count(j->threads));
+    wanted = wanted > PIECE_MIN_COST ? wanted : PIECE_MIN_COST;
     for (uint32_t i = 0; i < j->n_blocks; i++) {
         block *b = &j->scratch.blocks[i];
-        uint64_t n_pieces = (block_cost(j, b) + wanted - 1) / wanted;
-        uint64_t most = (block_tiles(b) + PIECE_MIN_TILES - 1) / PIECE_MIN_TILES;
-        uint64_t fitting = (j->scratch.n_partial - n_partial) / (n_head_kv * b->n_tokens * j->head_group);
-        n_pieces = n_pieces < most ? n_pieces : most;
-        n_pieces = n_pieces < fitting ? n_pieces : fitting;
+        uint32_t n_sets = (n_head_kv + b->set_heads - 1) / b->set_heads;
+        uint64_t set_cost = block_cost(j, b) * (b->set_heads < n_head_kv ? b->set_heads : n_head_kv);
+        uint64_t fitting = (j->scratch.n_partial - n_partial) / (n_head_kv * b->n_rows);
+        uint64_t n_pieces = min_u64(min_u64(set_cost / wanted, block_tiles(b)), fitting);
         b->n_pieces = n_pieces > 1 ? (uint32_t)n_pieces : 1;
-        b->partial = n_partial;
         b->first_unit = j->n_units;
-        j->n_units += n_head_kv * b->n_pieces;
-        if (b->n_pieces > 1) {
-            n_partial += n_head_kv * b->n_pieces * b->n_tokens * j->head_group;
-            j->split = true;
-        }
+        j->n_units += n_sets * b->n_pieces;
+        b->partial = n_partial;
+        n_partial += b->n_pieces > 1 ? b->n_pieces * n_head_kv * b->n_rows : 0;
+        j->split |= b->n_pieces > 1;
     }
 }
 
@@ -180,65 +186,80 @@ static void write_row(const job *j, const block *b, uint32_t head, uint32_t r, f
         out[c] = o[c] * factor;
 }
 
+/* Queries of n_heads KV heads from first_head on. */
+static void gather_queries(const job *j, const block *b, uint32_t first_head, uint32_t n_heads, const thread_layout *t) {
+    const kvq_kv_layer *kv = j->attention->kv;
+    float *q = t->q;
+    for (uint32_t i = 0; i < n_heads; i++)
+        for (uint32_t r = 0; r < b->n_rows; r++, q += kv->head_dim)
+            memcpy(q, j->attention->q + row_offset(j, b, first_head + i, r), kv->head_dim * sizeof *q);
+    if (kv->k->rotated) {
+        memcpy(t->q_coded, t->q, (size_t)n_heads * b->n_rows * kv->head_dim * sizeof *q);
+        kvq_rotate(t->q_coded, n_heads * b->n_rows, kv->head_dim);
+    }
+}
+
+/* o += coded, in the original basis; both (n_rows, stride) */
+static void add_rotated_back(float *o, float *coded, size_t n_rows, uint32_t head_dim) {
+    for (size_t r = 0; r < n_rows; r++, o += kvq_output_stride(head_dim), coded += kvq_output_stride(head_dim)) {
+        kvq_rotate_back(coded, 1, head_dim);
+        for (uint32_t c = 0; c < head_dim; c++)
+            o[c] += coded[c];
+    }
+}
+
 static void run_unit(const job *j, uint32_t unit, const thread_layout *t) {
     const kvq_attention *a = j->attention;
     const kvq_kv_layer *kv = a->kv;
     const block *b = find_block(j, unit);
-    uint32_t head = (unit - b->first_unit) / b->n_pieces, piece = (unit - b->first_unit) % b->n_pieces;
-    uint32_t n_rows = b->n_tokens * j->head_group, stride = kvq_output_stride(kv->head_dim);
+    uint32_t set = (unit - b->first_unit) / b->n_pieces, piece = (unit - b->first_unit) % b->n_pieces;
+    uint32_t first_head = set * b->set_heads, heads_left = kv->n_head_kv - first_head;
+    uint32_t n_heads = heads_left < b->set_heads ? heads_left : b->set_heads, stride = kvq_output_stride(kv->head_dim);
     kvq_attend_work work = {
         .attention = a,
         .pages = b->pages,
-        .head = head,
+        .first_head = first_head,
+        .n_heads = n_heads,
         .first_tile = b->first_tile + (uint32_t)((uint64_t)block_tiles(b) * piece / b->n_pieces),
         .end_tile = b->first_tile + (uint32_t)((uint64_t)block_tiles(b) * (piece + 1) / b->n_pieces),
-        .n_rows = n_rows,
+        .n_rows = b->n_rows,
         .rows_per_token = j->head_group,
         .pos = b->pos,
         .q = {t->q, kv->k->rotated ? t->q_coded : t->q},
         .max = t->max,
         .sum = t->sum,
-        .o = {t->o, kv->v->rotated ? t->o_coded : t->o},
+        .o = {t->o, t->o_coded},
         .prepared = t->prepared,
         .k = t->k,
         .v = t->v,
     };
     if (b->n_pieces > 1) {
-        size_t row = b->partial + (size_t)(unit - b->first_unit) * n_rows;
+        size_t row = b->partial + ((size_t)piece * kv->n_head_kv + first_head) * b->n_rows;
         work.max = j->scratch.max + row;
         work.sum = j->scratch.sum + row;
         work.o[KVQ_PLAIN] = j->scratch.o + row * stride;
-        if (!kv->v->rotated)
-            work.o[KVQ_CODED] = work.o[KVQ_PLAIN];
     }
-    for (uint32_t r = 0; r < n_rows; r++)
-        memcpy(t->q + (size_t)r * kv->head_dim, a->q + row_offset(j, b, head, r), kv->head_dim * sizeof(float));
-    if (kv->k->rotated) {
-        memcpy(t->q_coded, t->q, (size_t)n_rows * kv->head_dim * sizeof(float));
-        kvq_rotate(t->q_coded, n_rows, kv->head_dim);
-    }
+    if (!kv->v->rotated)
+        work.o[KVQ_CODED] = work.o[KVQ_PLAIN];
+    gather_queries(j, b, first_head, n_heads, t);
     j->kernels->attend->run(&work);
     if (kv->v->rotated)
-        for (uint32_t r = 0; r < n_rows; r++) {
-            kvq_rotate_back(t->o_coded + (size_t)r * stride, 1, kv->head_dim);
-            for (uint32_t c = 0; c < kv->head_dim; c++)
-                work.o[KVQ_PLAIN][(size_t)r * stride + c] += t->o_coded[(size_t)r * stride + c];
-        }
-    if (b->n_pieces == 1)
-        for (uint32_t r = 0; r < n_rows; r++)
-            write_row(j, b, head, r, work.max[r], work.sum[r], work.o[KVQ_PLAIN] + (size_t)r * stride);
+        add_rotated_back(work.o[KVQ_PLAIN], work.o[KVQ_CODED], (size_t)n_heads * b->n_rows, kv->head_dim);
+    for (uint32_t i = 0; i < n_heads * b->n_rows && b->n_pieces == 1; i++)
+        write_row(j, b, first_head + i / b->n_rows, i % b->n_rows, work.max[i], work.sum[i],
+                  work.o[KVQ_PLAIN] + (size_t)i * stride);
 }
 
 /* Merges the pieces of one row; o: (head_dim) scratch. */
 static void merge_row(const job *j, const block *b, uint32_t head, uint32_t r, float *o) {
-    uint32_t n_rows = b->n_tokens * j->head_group, head_dim = j->attention->kv->head_dim;
-    size_t first = b->partial + (size_t)head * b->n_pieces * n_rows + r;
+    uint32_t head_dim = j->attention->kv->head_dim;
+    size_t step = (size_t)j->attention->kv->n_head_kv * b->n_rows, first = b->partial + (size_t)head * b->n_rows + r;
     float max = -INFINITY, sum = 0;
     for (uint32_t p = 0; p < b->n_pieces; p++)
-        max = fmaxf(max, j->scratch.max[first + (size_t)p * n_rows]);
+        max = fmaxf(max, j->scratch.max[first + p * step]);
     memset(o, 0, head_dim * sizeof *o);
     for (uint32_t p = 0; p < b->n_pieces; p++) {
-        size_t row = first + (size_t)p * n_rows;
+        size_t row = first + p * step;
         float factor = expf(j->scratch.max[row] - max); /* 0 for a piece of which the row sees nothing */
         const float *part = j->scratch.o + row * kvq_output_stride(head_dim);
         sum += factor * j->scratch.sum[row];
@@ -253,7 +274,7 @@ static void merge(const job *j, uint32_t thread, uint32_t n_threads, float *o) {
     for (uint32_t i = 0; i < j->n_blocks; i++) {
         const block *b = &j->scratch.blocks[i];
         for (uint32_t head = 0; b->n_pieces > 1 && head < j->attention->kv->n_head_kv; head++)
-            for (uint32_t r = 0; r < b->n_tokens * j->head_group; r++)
+            for (uint32_t r = 0; r < b->n_rows; r++)
                 if (turn++ % n_threads == thread)
                     merge_row(j, b, head, r, o);
     }

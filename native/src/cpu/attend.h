@@ -1,8 +1,9 @@
 /*
  * Attention on the CPU: queries of one KV head over the tiles of a page table, by online softmax.
  *
- * A row is one query head of one token; the rows of a KV head over a run of tiles are the unit of work (kvq_attend_work).
- * Each tile gives logits, these give probabilities against the running maximum, and these weigh the values:
+ * A row is one query head of one token. The unit of work (kvq_attend_work) is the rows of a run of tokens over a run of
+ * tiles: of as many KV heads as have few rows together, because the heads of a page lie one after the other in memory. Each
+ * tile gives logits, these give probabilities against the running maximum, and these weigh the values:
  *
  *     few rows    score(tile, queries) -> logits     mix(tile, probabilities) -> outputs          reads the stored bytes
  *     many rows   expand both tiles to float once, then two matrix products in registers
@@ -29,9 +30,9 @@ static inline uint32_t kvq_output_stride(uint32_t head_dim) {
     return (head_dim + 15) / 16 * 16;
 }
 
-/* Of what prepare makes. */
-static inline size_t kvq_prepared_bytes(uint32_t head_dim) {
-    return (size_t)KVQ_FEW_ROWS * (8 * head_dim + 64);
+/* Of what prepare makes of the rows of one KV head. */
+static inline size_t kvq_prepared_bytes(uint32_t n_rows, uint32_t head_dim) {
+    return (size_t)n_rows * (8 * head_dim + 64);
 }
 
 typedef struct kvq_key_kernels {
@@ -56,18 +57,19 @@ typedef struct kvq_value_kernels {
 /* Index of the two bases: f16 pages are in the original one, encoded pages in their codec's. */
 enum { KVQ_PLAIN, KVQ_CODED };
 
-/* The rows of one KV head over tiles first_tile .. end_tile - 1. */
+/* The rows of some KV heads over tiles first_tile .. end_tile - 1. Row = head x n_rows + r: a query at pos + r /
+ * rows_per_token. */
 typedef struct kvq_attend_work {
     const kvq_attention *attention;
     const kvq_page *pages;
-    uint32_t head; /* KV head */
+    uint32_t first_head, n_heads; /* KV heads */
     uint32_t first_tile, end_tile;
-    uint32_t n_rows, rows_per_token, pos; /* row r is a query at position pos + r / rows_per_token */
-    const float *q[2];                    /* (n_rows, head_dim) in each basis */
-    float *max, *sum;                     /* out: (n_rows) of the softmax */
-    float *o[2];                          /* out: (n_rows, stride) weighted values by basis; may be the same array */
-    void *prepared;                       /* scratch: kvq_prepared_bytes */
-    float *k, *v;                         /* scratch: (head_dim, 64), (64, stride) */
+    uint32_t n_rows, rows_per_token, pos; /* of one KV head */
+    const float *q[2];                    /* (n_heads, n_rows, head_dim) in each basis */
+    float *max, *sum;                     /* out: (n_heads, n_rows) of the softmax */
+    float *o[2];       /* out: (n_heads, n_rows, stride) weighted values by basis; may be the same array */
+    uint8_t *prepared; /* scratch: (n_heads) of kvq_prepared_bytes */
+    float *k, *v;      /* scratch: (head_dim, 64), (64, stride) */
 } kvq_attend_work;
 
 typedef struct kvq_attend_kernels {

@@ -10,6 +10,7 @@
 
 #include "base/half.h"
 #include <math.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>

@@ -61,6 +61,9 @@ VEC_INLINE vf32 vf_min(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_select_less(vf32 a, vf32 b, vf32 x, vf32 y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
+VEC_INLINE bool vf_any_less(vf32 a, vf32 b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) != 0;
+}
 VEC_INLINE vf32 vf_round(vf32 a) {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

@@ -61,6 +61,9 @@ VEC_INLINE vf32 vf_min(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_select_less(vf32 a, vf32 b, vf32 x, vf32 y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
+VEC_INLINE bool vf_any_less(vf32 a, vf32 b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0;
+}
 VEC_INLINE vf32 vf_round(vf32 a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

@@ -62,6 +62,9 @@ VEC_INLINE vf32 vf_min(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_select_less(vf32 a, vf32 b, vf32 x, vf32 y) {
     return vbslq_f32(vcltq_f32(a, b), x, y);
 }
+VEC_INLINE bool vf_any_less(vf32 a, vf32 b) {
+    return vmaxvq_u32(vcltq_f32(a, b)) != 0;
+}
 VEC_INLINE vf32 vf_round(vf32 a) {
     return vrndnq_f32(a);
 }

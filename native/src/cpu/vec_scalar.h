@@ -57,6 +57,9 @@ VEC_INLINE vf32 vf_min(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_select_less(vf32 a, vf32 b, vf32 x, vf32 y) {
     return a < b ? x : y;
 } /* a < b ? x : y */
+VEC_INLINE bool vf_any_less(vf32 a, vf32 b) { /* a < b in any lane */
+    return a < b;
+}
 VEC_INLINE vf32 vf_round(vf32 a) {
     return rintf(a);
 } /* to nearest even */
