@@ -101,6 +101,11 @@ def _isolate(pattern, text):
     return [part for part in [*parts, text[end:]] if part]
 
 
+def ids(row, model, text):
+    """The ids that a BPE model of the library makes of the words of a text."""
+    return [token.id for word in words(row, text) for token in model.tokenize(word)]
+
+
 class ByteLevelReference:
     """A tiny tokenizer of the library, trained and used with the words of a row."""
 
@@ -123,7 +128,7 @@ class ByteLevelReference:
         self.model = models.BPE(self.vocab, self.merges, ignore_merges=row in IGNORE_MERGES_ROWS)
 
     def ids(self, text):
-        return [token.id for word in words(self.row, text) for token in self.model.tokenize(word)]
+        return ids(self.row, self.model, text)
 
     def metadata(self):
         """The metadata of a GGUF file that holds this tokenizer."""

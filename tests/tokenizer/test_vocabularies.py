@@ -8,10 +8,14 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from tokenizers.models import BPE
 
-from pykvq.errors import UnsupportedError
+from pykvq.errors import ArgumentError, UnsupportedError
 from pykvq.gguf import GGUFFile
 from pykvq.tokenizer import Tokenizer, pretokenizers
+
+from . import reference
+from .texts import CORPUS, TRICKY
 
 FOLDER = Path(os.environ.get("PYKVQ_VOCABS", ""))
 FILES = sorted(FOLDER.glob("*.gguf")) if "PYKVQ_VOCABS" in os.environ else []
@@ -22,34 +26,67 @@ pytestmark = pytest.mark.skipif("PYKVQ_VOCABS" not in os.environ, reason="PYKVQ_
 
 def read_pairs(path):
     """Pairs of a text and its ids."""
-    texts = Path(f"{path}.inp").read_bytes().split(SEPARATOR)
+    texts = Path(f"{path}.inp").read_bytes().removesuffix(SEPARATOR).split(SEPARATOR)
     lines = Path(f"{path}.out").read_text().splitlines()
     assert len(texts) == len(lines)
     return [(text, [int(token_id) for token_id in line.split()]) for text, line in zip(texts, lines, strict=True)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_ids(path, monkeypatch):
+def read_metadata(path):
     with GGUFFile.open(path) as file:
-        metadata = dict(file.metadata)
-    try:
-        tokenizer = Tokenizer.from_metadata(metadata)
-    except UnsupportedError as error:
-        assert repr(metadata["tokenizer.ggml.model"]) in str(error)
+        return dict(file.metadata)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_published_ids(path, monkeypatch):
+    metadata = read_metadata(path)
+    if metadata["tokenizer.ggml.model"] not in ("gpt2", "llama"):
+        with pytest.raises(UnsupportedError, match=metadata["tokenizer.ggml.model"]):
+            Tokenizer.from_metadata(metadata)
         return
+    tokenizer = Tokenizer.from_metadata(metadata)
     if not Path(f"{path}.inp").exists():
-        return
+        pytest.skip("no ids beside the file")
     pairs = read_pairs(path)
-    row = metadata.get("tokenizer.ggml.pre", "default")
-    if row == "qwen35":  # these ids were made of text that was not normalized, which the original tokenizer does
+    if metadata.get("tokenizer.ggml.pre") == "qwen35":
+        # These ids were made without the NFC normalization that the published tokenizer does: with it, only texts that
+        # it changes may differ; without it, none.
         changed = [text for text, ids in pairs if tokenizer.encode(text, add_bos=False) != ids]
         assert all(not unicodedata.is_normalized("NFC", text.decode()) for text in changed)
-        as_it_is = dataclasses.replace(pretokenizers.PRE_TOKENIZERS[row], nfc=False)
-        monkeypatch.setitem(pretokenizers.PRE_TOKENIZERS, row, as_it_is)
+        as_it_is = dataclasses.replace(pretokenizers.PRE_TOKENIZERS["qwen35"], nfc=False)
+        monkeypatch.setitem(pretokenizers.PRE_TOKENIZERS, "qwen35", as_it_is)
         tokenizer = Tokenizer.from_metadata(metadata)
     for text, ids in pairs:
         assert tokenizer.encode(text, add_bos=False) == ids, text
         assert tokenizer.decode_bytes(ids) == text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_ids_of_the_library(path):
+    metadata = read_metadata(path)
+    if metadata["tokenizer.ggml.model"] != "gpt2":
+        pytest.skip("not byte-level BPE")
+    tokenizer = Tokenizer.from_metadata(metadata)
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    row = metadata.get("tokenizer.ggml.pre", "default")
+    vocab = {token: i for i, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    model = BPE(vocab, merges, ignore_merges=row in reference.IGNORE_MERGES_ROWS)
+    user_defined = [token for token, token_type in zip(tokens, types, strict=True) if token_type == 4]
+    byte_tokens = {
+        token for token, token_type in zip(tokens, types, strict=True) if token_type == 1 and len(token) == 1
+    }
+    n_compared = 0
+    for text in [*TRICKY, *CORPUS.splitlines()]:
+        if any(token in text for token in user_defined):
+            continue
+        if set("".join(reference.words(row, text))) <= byte_tokens:
+            assert tokenizer.encode(text, add_bos=False) == reference.ids(row, model, text), repr(text)
+            n_compared += 1
+        else:
+            with pytest.raises(ArgumentError, match="has no token in this vocabulary"):
+                tokenizer.encode(text)
+    assert n_compared > 40
 
 
 def test_there_are_vocabularies():
