@@ -23,10 +23,10 @@ typedef struct state {
     float logits[KVQ_FEW_ROWS * KVQ_TILE]; /* (rows, 64), then probabilities */
 } state;
 
-/* One head's side of a tile. */
+/* One head's part of a tile. */
 typedef struct operand {
-    uint32_t head, basis;
-    const void *k, *v; /* stored, or expanded */
+    uint32_t head, basis; /* head: of the unit's */
+    const void *k, *v;    /* stored, or expanded; stored, V follows K */
 } operand;
 
 static const kvq_key_kernels *find_keys(const kvq_key_kernels *const *all, const kvq_codec *codec) {
@@ -151,30 +151,54 @@ static void attend_rows(state *s, const operand *tile, uint32_t first, uint32_t 
     }
 }
 
-static void attend_tile(state *s, bool expanded) {
+/* Head i of the unit; k is NULL where the page table has no page. */
+static operand stored_tile(const kvq_attend_work *w, uint32_t tile, uint32_t i) {
+    const kvq_kv_layer *kv = w->attention->kv;
+    kvq_page page = w->pages[tile];
+    uint32_t head = w->first_head + i;
+    if (page == KVQ_PAGE_NONE)
+        return (operand){.head = i};
+    if (page & KVQ_PAGE_CODED)
+        return (operand){i, KVQ_CODED, kvq_coded_k(kv, page, head), kvq_coded_v(kv, page, head)};
+    return (operand){i, KVQ_PLAIN, kvq_raw_k(kv, page, head), kvq_raw_v(kv, page, head)};
+}
+
+/* All rows of a head pass over its expanded tile; meanwhile the next stored tile comes in. */
+static void attend_expanded(state *s, operand tile, const operand *next) {
     const kvq_attend_work *w = s->w;
     const kvq_kv_layer *kv = w->attention->kv;
-    kvq_page page = w->pages[s->tile];
+    s->keys[tile.basis]->expand(tile.k, s->head_dim, w->k);
+    s->values[tile.basis]->expand(tile.v, s->head_dim, w->v);
+    tile.k = w->k;
+    tile.v = w->v;
+    size_t next_bytes = next->basis == KVQ_CODED ? kv->k_tile_bytes + kv->v_tile_bytes : 2 * kvq_raw_head_halfs(kv);
+    size_t group_bytes = next->k == NULL ? 0 : next_bytes * GROUP_ROWS / w->n_rows;
+    const char *at = next->k;
+    for (uint32_t r = 0; r < w->n_rows; r += GROUP_ROWS) {
+        for (const char *end = at + group_bytes; at < end; at += 64)
+            __builtin_prefetch(at);
+        attend_rows(s, &tile, r, w->n_rows - r < GROUP_ROWS ? w->n_rows - r : GROUP_ROWS, true);
+    }
+}
+
+static void attend_tile(state *s) {
+    const kvq_attend_work *w = s->w;
     uint32_t window = w->attention->window, last_pos = w->pos + (w->n_rows - 1) / w->rows_per_token;
     uint64_t start = (uint64_t)s->tile * KVQ_TILE;
     s->whole = start + KVQ_TILE <= (uint64_t)w->pos + 1 && (window == 0 || last_pos < start + window);
     for (uint32_t i = 0; i < w->n_heads; i++) {
-        operand tile = {.head = i};
-        if (page & KVQ_PAGE_CODED)
-            tile = (operand){i, KVQ_CODED, kvq_coded_k(kv, page, w->first_head + i),
-                             kvq_coded_v(kv, page, w->first_head + i)};
-        else
-            tile = (operand){i, KVQ_PLAIN, kvq_raw_k(kv, page, w->first_head + i), kvq_raw_v(kv, page, w->first_head + i)};
-        if (!expanded) {
+        operand tile = stored_tile(w, s->tile, i), next = {0};
+        if (tile.k == NULL)
+            continue;
+        if (w->n_rows <= KVQ_FEW_ROWS) {
             attend_rows(s, &tile, 0, w->n_rows, false);
             continue;
         }
-        s->keys[tile.basis]->expand(tile.k, s->head_dim, w->k);
-        s->values[tile.basis]->expand(tile.v, s->head_dim, w->v);
-        tile.k = w->k;
-        tile.v = w->v;
-        for (uint32_t r = 0; r < w->n_rows; r += GROUP_ROWS)
-            attend_rows(s, &tile, r, w->n_rows - r < GROUP_ROWS ? w->n_rows - r : GROUP_ROWS, true);
+        if (i + 1 < w->n_heads)
+            next = stored_tile(w, s->tile, i + 1);
+        else if (s->tile + 1 < w->end_tile)
+            next = stored_tile(w, s->tile + 1, 0);
+        attend_expanded(s, tile, &next);
     }
 }
 
@@ -187,8 +211,8 @@ void KVQ_NAME(kvq_attend_run)(const kvq_attend_work *w) {
     s.values[KVQ_PLAIN] = kernels->values[0];
     s.keys[KVQ_CODED] = find_keys(kernels->keys, kv->k);
     s.values[KVQ_CODED] = find_values(kernels->values, kv->v);
-    bool expanded = w->n_rows > KVQ_FEW_ROWS;
-    for (uint32_t i = 0; i < w->n_heads && !expanded && s.keys[KVQ_CODED]->prepare != NULL; i++)
+    bool few = w->n_rows <= KVQ_FEW_ROWS;
+    for (uint32_t i = 0; i < w->n_heads && few && s.keys[KVQ_CODED]->prepare != NULL; i++)
         s.keys[KVQ_CODED]->prepare(w->q[KVQ_CODED] + (size_t)i * w->n_rows * s.head_dim, w->n_rows, s.head_dim,
                                    w->prepared + i * kvq_prepared_bytes(w->n_rows, s.head_dim));
     size_t n_rows = (size_t)w->n_heads * w->n_rows;
@@ -198,6 +222,5 @@ void KVQ_NAME(kvq_attend_run)(const kvq_attend_work *w) {
     for (size_t row = 0; row < n_rows; row++)
         w->max[row] = -INFINITY;
     for (s.tile = w->first_tile; s.tile < w->end_tile; s.tile++)
-        if (w->pages[s.tile] != KVQ_PAGE_NONE)
-            attend_tile(&s, expanded);
+        attend_tile(&s);
 }
