@@ -24,8 +24,8 @@ static inline bool kvq_rotate_negative(uint32_t channel) {
     return (hash ^ hash >> 13) >> 31;
 }
 
-uint32_t kvq_rotate_block(uint32_t head_dim);                            /* n above */
-void kvq_rotate(float *x, uint32_t n_rows, uint32_t head_dim);           /* x: (n_rows, head_dim), in place */
+uint32_t kvq_rotate_block(uint32_t head_dim);                  /* n above */
+void kvq_rotate(float *x, uint32_t n_rows, uint32_t head_dim); /* x: (n_rows, head_dim), in place */
 void kvq_rotate_back(float *x, uint32_t n_rows, uint32_t head_dim);
 
 #endif

@@ -3,10 +3,46 @@
 
 #include <string.h>
 
-extern const kvq_codec kvq_codec_f16_k, kvq_codec_f16_v;
+#define CODECS(id) extern const kvq_codec kvq_codec_##id##_k, kvq_codec_##id##_v
+
+CODECS(f16);
+CODECS(q8_0);
+CODECS(q4_0);
+CODECS(fp8);
+CODECS(nvfp4);
+CODECS(kivi4);
+CODECS(kivi2);
+CODECS(kivi2_g64);
+CODECS(turbo4);
+CODECS(turbo3);
+CODECS(turbo2);
+CODECS(turbo3_5);
+CODECS(turbo2_5);
+CODECS(kvarn4);
+CODECS(kvarn3);
+CODECS(kvarn2);
+extern const kvq_codec kvq_codec_tier3_k, kvq_codec_tier2_k; /* their V side is kvarn's */
 
 static const kvq_kv_type types[] = {
     {"f16", "exact; the reference", &kvq_codec_f16_k, &kvq_codec_f16_v, 0, UINT32_MAX},
+    {"q8_0", "8.5 bits, no loss to be seen", &kvq_codec_q8_0_k, &kvq_codec_q8_0_v, 64, 64},
+    {"q4_0", "4.5 bits, the common choice, cheap to encode", &kvq_codec_q4_0_k, &kvq_codec_q4_0_v, 64, 64},
+    {"fp8", "8 bits as e4m3 floats; q8_0 loses less", &kvq_codec_fp8_k, &kvq_codec_fp8_v, 64, 64},
+    {"nvfp4", "4.5 bits in the format of NVIDIA's tensor cores", &kvq_codec_nvfp4_k, &kvq_codec_nvfp4_v, 64, 64},
+    {"kivi4", "5 bits, keys by channel, values by token", &kvq_codec_kivi4_k, &kvq_codec_kivi4_v, 64, 64},
+    {"kivi2", "3 bits, KIVI as published; tier2 loses less", &kvq_codec_kivi2_k, &kvq_codec_kivi2_v, 64, 64},
+    {"kivi2_g64", "2.5 bits, KIVI with groups of 64", &kvq_codec_kivi2_g64_k, &kvq_codec_kivi2_g64_v, 64, 64},
+    {"turbo4", "4.1 bits, TurboQuant", &kvq_codec_turbo4_k, &kvq_codec_turbo4_v, 64, 64},
+    {"turbo3", "3.1 bits, TurboQuant", &kvq_codec_turbo3_k, &kvq_codec_turbo3_v, 64, 64},
+    {"turbo2", "2.1 bits, TurboQuant: the smallest", &kvq_codec_turbo2_k, &kvq_codec_turbo2_v, 64, 64},
+    {"turbo3.5", "3.8 bits, TurboQuant with wide outlier channels", &kvq_codec_turbo3_5_k, &kvq_codec_turbo3_5_v, 64, 64},
+    {"turbo2.5", "2.8 bits, TurboQuant with wide outlier channels", &kvq_codec_turbo2_5_k, &kvq_codec_turbo2_5_v, 64, 64},
+    {"kvarn4", "4.6 bits, the least loss near 4 bits", &kvq_codec_kvarn4_k, &kvq_codec_kvarn4_v, 64, 64},
+    {"kvarn3", "3.6 bits, a good balance", &kvq_codec_kvarn3_k, &kvq_codec_kvarn3_v, 64, 64},
+    {"kvarn2", "2.6 bits, small and sound", &kvq_codec_kvarn2_k, &kvq_codec_kvarn2_v, 64, 64},
+    {"tier3", "3.7 bits, key channels by importance", &kvq_codec_tier3_k, &kvq_codec_kvarn3_v, 64, 64},
+    {"tier2", "2.7 bits, key channels by importance: the least loss below 3 bits", &kvq_codec_tier2_k, &kvq_codec_kvarn2_v,
+     64, 64},
 };
 
 uint32_t kvq_kv_type_count(void) {
