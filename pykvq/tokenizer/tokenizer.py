@@ -44,7 +44,8 @@ class Tokenizer:
         self.eos_id = vocabulary.token_ids.get("eos")
         self.eog_ids = end_token_ids(vocabulary)
         self.chat_template = vocabulary.chat_template
-        self.add_bos = self._algorithm.add_bos if vocabulary.add_bos is None else vocabulary.add_bos
+        default_add_bos = self._algorithm.add_bos and self.bos_id is not None
+        self.add_bos = default_add_bos if vocabulary.add_bos is None else vocabulary.add_bos
         self.add_eos = bool(vocabulary.add_eos)
         self._control = self.eog_ids.union(vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
         self._special = self._control.union(vocabulary.of_type(TokenType.USER_DEFINED))

@@ -1,6 +1,7 @@
 """SentencePiece BPE gives the ids of the sentencepiece library."""
 
 import io
+from itertools import pairwise
 
 import pytest
 import sentencepiece
@@ -95,6 +96,35 @@ def test_random_text(pair):
             assert tokenizer.decode(ids) == text
 
     check()
+
+
+def merge_by_definition(word, scores):
+    """Join the neighbours whose union has the best score, leftmost first, one pair at a time."""
+    pieces = list(word)
+    while True:
+        unions = [(-scores[a + b], i) for i, (a, b) in enumerate(pairwise(pieces)) if a + b in scores]
+        if not unions:
+            return pieces
+        i = min(unions)[1]
+        pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    scores=st.dictionaries(st.text("ab", min_size=2, max_size=7), st.integers(0, 6), min_size=4, max_size=40),
+    word=st.text("ab", max_size=24),
+)
+def test_merging_any_vocabulary(scores, word):
+    scores = {"a": 0, "b": 0} | scores
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": list(scores),
+        "tokenizer.ggml.scores": [float(score) for score in scores.values()],
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    tokenizer = Tokenizer.from_metadata(metadata)
+    assert [tokenizer.token_text(i) for i in tokenizer.encode(word)] == merge_by_definition(word, scores)
 
 
 def test_long_runs(pair):

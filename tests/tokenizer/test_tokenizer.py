@@ -16,8 +16,16 @@ from .texts import TRICKY
 @pytest.fixture(scope="module")
 def byte_level_metadata():
     metadata = reference.ByteLevelReference("smollm").metadata()
-    metadata["tokenizer.ggml.tokens"] += ["<think>", "    ", "  ", "<thinking>"]
-    metadata["tokenizer.ggml.token_type"] += [4, 4, 4, 4]
+    metadata["tokenizer.ggml.tokens"] += [
+        "<think>",
+        "    ",
+        "  ",
+        "<thinking>",
+        "\u2192",
+        "\u2192\u2192\u2192",
+        "na\u00efve",
+    ]
+    metadata["tokenizer.ggml.token_type"] += [4] * 7
     metadata["tokenizer.chat_template"] = "{{ messages }}"
     return metadata
 
@@ -58,7 +66,14 @@ def test_control_tokens_need_parse_special(byte_level):
 def test_user_defined_tokens_are_always_matched_longest_first(byte_level):
     ids = [byte_level.token_id(text) for text in ("<think>", "<thinking>", "    ", "  ")]
     assert byte_level.encode("<think><thinking>      ") == ids
+    one, three = byte_level.token_id("\u2192"), byte_level.token_id("\u2192\u2192\u2192")
+    assert byte_level.encode("\u2192" * 5) == [three, one, one]
     assert byte_level.decode(ids, skip_special=True) == "<think><thinking>      "
+
+
+def test_user_defined_tokens_are_not_spelled_in_bytes(byte_level):
+    assert byte_level.encode("na\u00efve") == [byte_level.token_id("na\u00efve")]
+    assert byte_level.decode(byte_level.encode("na\u00efve")) == "na\u00efve"
 
 
 def test_end_of_generation(byte_level, sentencepiece):
