@@ -120,9 +120,11 @@ static void store(const float *acc, size_t acc_stride, uint32_t n_tokens, uint32
 #define TYPES(X)                                                                                                           \
     X(0, f32)                                                                                                              \
     X(1, f16)                                                                                                              \
-    X(2, q4_0) X(3, q4_1) X(6, q5_0) X(7, q5_1) X(8, q8_0) X(10, q2_k) X(11, q3_k) X(12, q4_k) X(13, q5_k) X(14, q6_k)     \
-        X(16, iq2_xxs) X(17, iq2_xs) X(18, iq3_xxs) X(19, iq1_s) X(20, iq4_nl) X(21, iq3_s) X(22, iq2_s) X(23, iq4_xs)     \
-            X(29, iq1_m) X(30, bf16) X(34, tq1_0) X(35, tq2_0) X(39, mxfp4) X(40, nvfp4)
+    X(2, q4_0)                                                                                                             \
+    X(3, q4_1)                                                                                                             \
+    X(6, q5_0) X(7, q5_1) X(8, q8_0) X(10, q2_k) X(11, q3_k) X(12, q4_k) X(13, q5_k) X(14, q6_k) X(16, iq2_xxs)            \
+        X(17, iq2_xs) X(18, iq3_xxs) X(19, iq1_s) X(20, iq4_nl) X(21, iq3_s) X(22, iq2_s) X(23, iq4_xs) X(29, iq1_m)       \
+            X(30, bf16) X(34, tq1_0) X(35, tq2_0) X(39, mxfp4) X(40, nvfp4)
 #define DECLARE(id, name) extern const kvq_linear_type KVQ_NAME(kvq_linear_##name);
 #define ENTRY(id, name)   [id] = &KVQ_NAME(kvq_linear_##name),
 

@@ -71,12 +71,30 @@ VEC_INLINE void multiply_span(kvq_linear_kind kind, int shift, int n_panels, int
     }
 }
 
+/* Where the panel after this one lies: decode asks for its bytes while it computes, in the file's order, each cache line
+ * once (the rows of a panel are too many streams for the processor to foresee). It may lie beyond the weights: nothing is
+ * read. */
+typedef struct stream {
+    const uint8_t *next, *end; /* next: the start of a cache line */
+} stream;
+
+VEC_INLINE stream stream_from(const uint8_t *p) {
+    return (stream){p + (-(uintptr_t)p & 63), p};
+}
+
+VEC_INLINE void prefetch(stream *s, size_t n_bytes) {
+    for (s->end += n_bytes; s->next < s->end; s->next += 64)
+        __builtin_prefetch(s->next);
+}
+
 typedef struct sink {
     kvq_linear_kind kind;
     int shift;
     span *tile;                /* or NULL: */
     const kvq_linear_group *x; /* multiply with it */
     vf32 sum;
+    stream ahead;
+    size_t panel_bytes; /* of a span */
 } sink;
 
 VEC_INLINE void put(sink *out, const span *s) {
@@ -93,6 +111,7 @@ VEC_INLINE void put(sink *out, const span *s) {
     } else {
         multiply_span(out->kind, out->shift, 1, 1, &s, &out->x, &out->sum);
         out->x++;
+        prefetch(&out->ahead, out->panel_bytes);
     }
 }
 
@@ -100,13 +119,14 @@ VEC_INLINE void put(sink *out, const span *s) {
  * one block of each row. */
 #define LINEAR_TYPE(name, KIND, SHIFT, block_columns)                                                                      \
     static void dot_##name(const uint8_t *w, size_t row_bytes, uint32_t n_in, const void *x, float *y) {                   \
-        sink out = {KIND, SHIFT, NULL, x, vf_zero()};                                                                      \
+        sink out = {.kind = KIND, .shift = SHIFT, .x = x, .sum = vf_zero(), .ahead = stream_from(w + VF * row_bytes)};     \
+        out.panel_bytes = VF * sizeof(kvq_##name) * KVQ_GROUP / (block_columns);                                           \
         for (uint32_t n = n_in / (block_columns); n > 0; n--, w += sizeof(kvq_##name))                                     \
             name(w, row_bytes, &out);                                                                                      \
         vf_store(y, out.sum);                                                                                              \
     }                                                                                                                      \
     static void unpack_##name(const uint8_t *w, size_t row_bytes, uint32_t n_columns, void *tile) {                        \
-        sink out = {KIND, SHIFT, tile, NULL, vf_zero()};                                                                   \
+        sink out = {.kind = KIND, .shift = SHIFT, .tile = tile};                                                           \
         for (uint32_t n = n_columns / (block_columns); n > 0; n--, w += sizeof(kvq_##name))                                \
             name(w, row_bytes, &out);                                                                                      \
     }                                                                                                                      \

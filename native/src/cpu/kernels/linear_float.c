@@ -49,12 +49,14 @@ VEC_INLINE void load_bf16(const uint8_t *w, size_t row_bytes, vf32 *to) {
     }                                                                                                                      \
     static void dot_##name(const uint8_t *w, size_t row_bytes, uint32_t n_in, const void *x, float *y) {                   \
         vf32 sum = vf_zero();                                                                                              \
+        stream ahead = stream_from(w + VF * row_bytes);                                                                    \
         const float *a = x;                                                                                                \
         for (uint32_t k = 0; k < n_in;) {                                                                                  \
             uint32_t end = n_in - k < KVQ_LINEAR_FLOAT_COLUMNS ? n_in : k + KVQ_LINEAR_FLOAT_COLUMNS;                      \
             vf32 part[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()}, column[N_##name];                                 \
             for (; k + N_##name <= end; k += N_##name) {                                                                   \
                 load_##name(w + (size_t)k * (n_bytes), row_bytes, column);                                                 \
+                prefetch(&ahead, VF * 16);                                                                                 \
                 UNROLL for (int i = 0; i < N_##name; i++) part[i % 4] = vf_fma(column[i], vf_set1(a[k + i]), part[i % 4]); \
             }                                                                                                              \
             rest_##name(w + (size_t)k * (n_bytes), row_bytes, end - k, column);                                            \
