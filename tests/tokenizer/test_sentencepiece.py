@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pykvq.errors import ArgumentError
@@ -114,6 +114,7 @@ def merge_by_definition(word, scores):
     scores=st.dictionaries(st.text("ab", min_size=2, max_size=7), st.integers(0, 6), min_size=4, max_size=40),
     word=st.text("ab", max_size=24),
 )
+@example(scores={"bba": 4, "bb": 5, "ab": 4, "bbaa": 0, "bbbb": 0, "ba": 8}, word="bbbabb")  # outdated pairs
 def test_merging_any_vocabulary(scores, word):
     scores = {"a": 0, "b": 0} | scores
     metadata = {

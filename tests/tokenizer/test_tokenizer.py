@@ -109,6 +109,18 @@ def test_beginning_and_end_of_text(byte_level_metadata):
     assert Tokenizer.from_metadata(byte_level_metadata).encode("") == []
 
 
+def test_who_begins_a_text_when_the_file_does_not_say(byte_level_metadata, sentencepiece_metadata):
+    def first(metadata, **changes):
+        metadata = {key: value for key, value in metadata.items() if key != "tokenizer.ggml.add_bos_token"}
+        tokenizer = Tokenizer.from_metadata(metadata | {f"tokenizer.ggml.{key}": v for key, v in changes.items()})
+        return tokenizer.encode("x")[0] == tokenizer.bos_id
+
+    assert not first(byte_level_metadata)
+    assert first(byte_level_metadata, pre="llama-bpe")
+    assert first(sentencepiece_metadata)
+    assert not first(sentencepiece_metadata, bos_token_id=None)
+
+
 @pytest.mark.parametrize("none", [None, -1, 0xFFFFFFFF])
 def test_no_token_for_the_beginning(byte_level_metadata, none):
     metadata = byte_level_metadata | {"tokenizer.ggml.bos_token_id": none}
