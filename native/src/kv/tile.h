@@ -21,9 +21,10 @@ static inline float kvq_reciprocal(float x) {
     return x > 0x1p-126f || x < -0x1p-126f ? 1.0f / x : 0.0f;
 }
 
-/* The half float nearest to x, the largest finite one beyond. */
+/* The half float nearest to x, the largest finite one beyond; a zero has no sign. */
 static inline uint16_t kvq_f16_saturated(float x) {
-    return kvq_f32_to_f16(kvq_clamp(x, -KVQ_F16_MAX, KVQ_F16_MAX));
+    uint16_t half = kvq_f32_to_f16(kvq_clamp(x, -KVQ_F16_MAX, KVQ_F16_MAX));
+    return half & 0x7fff ? half : 0;
 }
 
 static inline bool kvq_takes_head_dim(uint32_t head_dim) {
