@@ -74,8 +74,8 @@ void kvq_affine_encode(const float *x, uint32_t n_rows, uint32_t n_cols, uint32_
     }
     refit(n_rows, n_cols, fit == KVQ_FIT_NORM ? KEEP_NORM : UNBIASED, &c);
     for (uint32_t j = 0; j < n_cols; j++) {
-        scale[j] = kvq_f32_to_f16(c.scale[j]);
-        zero[j] = kvq_f32_to_f16(c.zero[j]);
+        scale[j] = kvq_f16_saturated(c.scale[j]);
+        zero[j] = kvq_f16_saturated(c.zero[j]);
     }
 }
 
