@@ -133,6 +133,29 @@ PYKVQ_API pykvq_status pykvq_weight_dequantize(uint32_t type, const void *src, u
 PYKVQ_API pykvq_status pykvq_weight_matmul(uint32_t type, const void *w, uint64_t n_w_bytes, uint32_t n_out, uint32_t n_in,
                                            const float *x, uint32_t n_tokens, float *y, uint32_t n_threads);
 
+typedef struct pykvq_weight_loss { /* of a conversion: sums over all elements, x before and y after */
+    double squares;                /* x^2 */
+    double squared_errors;         /* (x - y)^2 */
+    double max_error;              /* |x - y| */
+} pykvq_weight_loss;
+
+typedef struct pykvq_weight_convert_params { /* rows of weights from one type to another */
+    uint64_t size;
+    uint32_t src_type, dst_type; /* GGML type ids; dst: F32, F16, BF16, or a type that can be quantized to */
+    uint64_t n_rows;
+    uint32_t n_per_row;
+    uint32_t n_threads;      /* 0: the cores this process may use */
+    const float *importance; /* (n_per_row) how much an error in each column counts, or NULL: all the same */
+    const void *src;         /* (n_rows, n_per_row) */
+    uint64_t n_src_bytes;
+    void *dst;
+    uint64_t n_dst_bytes;
+} pykvq_weight_convert_params;
+
+/* The same bytes with any number of threads and any instruction set. Fails with PYKVQ_E_NUMERIC if a source value is not
+ * finite, or too large for the type; dst then holds no result. */
+PYKVQ_API pykvq_status pykvq_weight_convert(const pykvq_weight_convert_params *params, pykvq_weight_loss *loss);
+
 /* ---- models ---- */
 
 typedef struct pykvq_model pykvq_model;

@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "base/threads.h"
 #include "cpu/linear.h"
+#include "cpu/quantize.h"
 #include "kv/spec.h"
 #include "model/model.h"
 
@@ -80,6 +81,35 @@ pykvq_status pykvq_weight_matmul(uint32_t id, const void *w, uint64_t n_w_bytes,
                            (float *[]){y});
         kvq_free(scratch, n_scratch);
     }
+    kvq_threads_destroy(threads);
+    return status;
+}
+
+static pykvq_status check_convert(const pykvq_weight_convert_params *p, kvq_rows *out) {
+    if (p->size != sizeof *p)
+        return kvq_fail(PYKVQ_E_ARGUMENT, "weight conversion: parameters of %llu bytes, expected %zu",
+                        (unsigned long long)p->size, sizeof *p);
+    if (p->n_per_row == 0 || p->n_rows > UINT64_MAX / p->n_per_row)
+        return kvq_fail(PYKVQ_E_ARGUMENT, "weight conversion: %llu rows of %u elements", (unsigned long long)p->n_rows,
+                        p->n_per_row);
+    *out = (kvq_rows){.src = p->src, .dst = p->dst, .n_rows = p->n_rows, .n_per_row = p->n_per_row,
+                      .importance = p->importance};
+    KVQ_TRY(check_weights(p->src_type, p->n_rows * p->n_per_row, p->n_src_bytes, &out->src_type));
+    KVQ_TRY(check_weights(p->dst_type, p->n_rows * p->n_per_row, p->n_dst_bytes, &out->dst_type));
+    if (!kvq_rows_possible(out->dst_type))
+        return kvq_fail(PYKVQ_E_UNSUPPORTED, "%s: this build cannot quantize to it", out->dst_type->name);
+    if (p->n_per_row % out->src_type->block_elements != 0 || p->n_per_row % out->dst_type->block_elements != 0)
+        return kvq_fail(PYKVQ_E_ARGUMENT, "%s to %s: rows of %u elements, expected multiples of %u and %u", out->src_type->name,
+                        out->dst_type->name, p->n_per_row, out->src_type->block_elements, out->dst_type->block_elements);
+    return PYKVQ_OK;
+}
+
+pykvq_status pykvq_weight_convert(const pykvq_weight_convert_params *params, pykvq_weight_loss *loss) {
+    kvq_rows rows;
+    kvq_threads *threads;
+    KVQ_TRY(check_convert(params, &rows));
+    KVQ_TRY(kvq_threads_create(params->n_threads ? params->n_threads : kvq_threads_available(), &threads));
+    pykvq_status status = kvq_rows_convert(threads, &rows, loss);
     kvq_threads_destroy(threads);
     return status;
 }

@@ -12,12 +12,14 @@
 struct kvq_linear_kernels;
 struct kvq_attend_kernels;
 struct kvq_row_kernels;
+struct kvq_quantize_kernels;
 
 typedef struct kvq_kernels {
     const char *isa;
     const struct kvq_linear_kernels *linear; /* cpu/linear.h: weights times activations */
     const struct kvq_attend_kernels *attend; /* cpu/attend.h: scores, softmax, mixing */
     const struct kvq_row_kernels *row;       /* cpu/row.h: norms, RoPE, activations, conversions */
+    const struct kvq_quantize_kernels *quantize; /* cpu/quantize.h: weights into blocks */
 } kvq_kernels;
 
 /* The tables in use. Chosen once, on first use. */
