@@ -174,7 +174,7 @@ static void start(call *c, void *scratch) {
     c->workspaces = (workspace *)((uint8_t *)scratch + groups_bytes(c->n_rows, c->n_in));
     c->n_token_blocks = (c->n_rows + MAX_TOKENS - 1) / MAX_TOKENS;
     uint32_t n_items = kvq_threads_count(c->threads) * ITEMS_PER_THREAD;
-    c->n_item_panels = c->n_rows > 1 ? 2 : (n_panels + n_items - 1) / n_items;
+    c->n_item_panels = c->n_rows > 1 ? 2 : n_panels / n_items + 1;
     for (uint32_t i = 0; i < c->n_outputs; i++) {
         output *out = &c->outputs[i];
         out->n_items = (out->n_panels + c->n_item_panels - 1) / c->n_item_panels * c->n_token_blocks;
