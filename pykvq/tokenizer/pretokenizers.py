@@ -71,7 +71,8 @@ PRE_TOKENIZERS = {
     "llama-bpe": PreTokenizer((_words(r"\p{L}", r"\p{N}{1,3}", _OTHER),), ignore_merges=True, add_bos=True),
     "dbrx": PreTokenizer((_words(r"\p{L}", r"\p{N}{1,3}", _OTHER),)),
     "qwen2": PreTokenizer((_words(r"\p{L}", _DIGIT, _OTHER),), nfc=True),
-    "qwen35": PreTokenizer((_words(r"[\p{L}\p{M}]", _DIGIT, r"[^\s\p{L}\p{M}\p{N}]"),), nfc=True),
+    # The ids published with llama.cpp's vocabulary file of this name were made without NFC.
+    "qwen35": PreTokenizer((_words(r"[\p{L}\p{M}]", _DIGIT, r"[^\s\p{L}\p{M}\p{N}]"),)),
     "tekken": PreTokenizer((_cased_words("", _DIGIT),), ignore_merges=True, add_bos=True),
     "gpt-4o": PreTokenizer((_cased_words(_CONTRACTION + "?", r"\p{N}{1,3}"),)),
     "deepseek-llm": PreTokenizer(

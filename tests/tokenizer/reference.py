@@ -72,7 +72,7 @@ PATTERNS = {
     "deepseek-coder": [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, r"\p{N}"],
     "deepseek-v3": DEEPSEEK_V3,
 }
-NFC_ROWS = {"mpt", "command-r", "qwen2", "qwen35"}
+NFC_ROWS = {"mpt", "command-r", "qwen2"}
 IGNORE_MERGES_ROWS = {"llama-bpe", "tekken"}
 ROWS = [*COMPONENTS, *PATTERNS]
 
