@@ -135,6 +135,7 @@ typedef struct kvq_backend_ops {
     pykvq_status (*copy)(kvq_backend *be, void *dst, const void *src, size_t n_bytes); /* either side may be host memory */
     pykvq_status (*weight_load)(kvq_backend *be, kvq_weight *w); /* before the first step; makes w->device */
     void (*weight_free)(kvq_backend *be, kvq_weight *w);          /* what weight_load made, if anything */
+    pykvq_status (*kv_check)(kvq_backend *be, const kvq_codec *k, const kvq_codec *v); /* can attend read these? or a sentence */
     size_t (*scratch_bytes)(const kvq_backend *be);              /* what the backend itself holds beyond alloc */
 
     /* batch lives until step_end */

@@ -48,7 +48,7 @@ typedef struct thread_layout {
 typedef struct job {
     const kvq_attention *attention;
     const kvq_batch *batch;
-    const kvq_kernels *kernels;
+    const kvq_attend_kernels *kernels;
     kvq_threads *threads;
     layout scratch;
     uint32_t head_group; /* query heads per KV head */
@@ -75,6 +75,29 @@ static size_t lay_out_thread(uint8_t *area, uint32_t block_rows, uint32_t head_d
     t->v = take(area, &used, KVQ_TILE * out_row);
     t->prepared = take(area, &used, kvq_prepared_bytes(block_rows, head_dim));
     return used;
+}
+
+static const kvq_key_kernels *find_keys(const kvq_attend_kernels *kernels, const kvq_codec *codec) { /* NULL if unknown */
+    const kvq_key_kernels *const *at = kernels->keys;
+    while (*at != NULL && (*at)->codec != codec)
+        at++;
+    return *at;
+}
+
+static const kvq_value_kernels *find_values(const kvq_attend_kernels *kernels, const kvq_codec *codec) {
+    const kvq_value_kernels *const *at = kernels->values;
+    while (*at != NULL && (*at)->codec != codec)
+        at++;
+    return *at;
+}
+
+pykvq_status kvq_attend_check(const kvq_codec *k, const kvq_codec *v) {
+    const kvq_kernels *kernels = kvq_kernels_selected();
+    bool k_known = find_keys(kernels->attend, k) != NULL, v_known = find_values(kernels->attend, v) != NULL;
+    if (k_known && v_known)
+        return PYKVQ_OK;
+    return kvq_fail(PYKVQ_E_UNSUPPORTED, "KV type '%s': the CPU (%s) cannot attend to its %s", k_known ? v->name : k->name,
+                    kernels->isa, k_known ? "values" : "keys");
 }
 
 static uint32_t pieces_wanted(uint32_t n_threads) {
@@ -232,6 +255,8 @@ static void run_unit(const job *j, uint32_t unit, const thread_layout *t) {
         .prepared = t->prepared,
         .k = t->k,
         .v = t->v,
+        .keys = {j->kernels->keys[0], find_keys(j->kernels, kv->k)},
+        .values = {j->kernels->values[0], find_values(j->kernels, kv->v)},
     };
     if (b->n_pieces > 1) {
         size_t row = b->partial + ((size_t)piece * kv->n_head_kv + first_head) * b->n_rows;
@@ -242,7 +267,7 @@ static void run_unit(const job *j, uint32_t unit, const thread_layout *t) {
     if (!kv->v->rotated)
         work.o[KVQ_CODED] = work.o[KVQ_PLAIN];
     gather_queries(j, b, first_head, n_heads, t);
-    j->kernels->attend->run(&work);
+    j->kernels->run(&work);
     if (kv->v->rotated)
         add_rotated_back(work.o[KVQ_PLAIN], work.o[KVQ_CODED], (size_t)n_heads * b->n_rows, kv->head_dim);
     for (uint32_t i = 0; i < n_heads * b->n_rows && b->n_pieces == 1; i++)
@@ -298,7 +323,7 @@ void kvq_attend(kvq_threads *threads, void *scratch, const kvq_backend_limits *l
     job j = {
         .attention = attention,
         .batch = batch,
-        .kernels = kvq_kernels_selected(),
+        .kernels = kvq_kernels_selected()->attend,
         .threads = threads,
         .head_group = attention->n_head / attention->kv->n_head_kv,
     };

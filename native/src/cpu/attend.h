@@ -57,19 +57,21 @@ typedef struct kvq_value_kernels {
 /* Index of the two bases: f16 pages are in the original one, encoded pages in their codec's. */
 enum { KVQ_PLAIN, KVQ_CODED };
 
-/* The rows of some KV heads over tiles first_tile .. end_tile - 1. Row = head x n_rows + r: a query at pos + r /
- * rows_per_token. */
+/* The rows of some KV heads over tiles first_tile .. end_tile - 1. Row r of a head is a query at pos + r / rows_per_token.
+ */
 typedef struct kvq_attend_work {
     const kvq_attention *attention;
     const kvq_page *pages;
     uint32_t first_head, n_heads; /* KV heads */
     uint32_t first_tile, end_tile;
-    uint32_t n_rows, rows_per_token, pos; /* of one KV head */
+    uint32_t n_rows, rows_per_token, pos; /* n_rows: of one head */
     const float *q[2];                    /* (n_heads, n_rows, head_dim) in each basis */
     float *max, *sum;                     /* out: (n_heads, n_rows) of the softmax */
-    float *o[2];       /* out: (n_heads, n_rows, stride) weighted values by basis; may be the same array */
-    uint8_t *prepared; /* scratch: (n_heads) of kvq_prepared_bytes */
-    float *k, *v;      /* scratch: (head_dim, 64), (64, stride) */
+    float *o[2];                    /* out: (n_heads, n_rows, stride) weighted values by basis; may be the same array */
+    uint8_t *prepared;              /* scratch: (n_heads) of kvq_prepared_bytes */
+    float *k, *v;                   /* scratch: (head_dim, 64), (64, stride) */
+    const kvq_key_kernels *keys[2]; /* by basis */
+    const kvq_value_kernels *values[2];
 } kvq_attend_work;
 
 typedef struct kvq_attend_kernels {
@@ -78,6 +80,8 @@ typedef struct kvq_attend_kernels {
     void (*run)(const kvq_attend_work *work);
 } kvq_attend_kernels;
 
+/* Fails with a sentence if attention cannot read pages of these codecs. */
+pykvq_status kvq_attend_check(const kvq_codec *k, const kvq_codec *v);
 /* Scratch of kvq_attend for these limits. */
 size_t kvq_attend_scratch_bytes(const kvq_backend_limits *limits);
 /* All of a layer's attention. scratch: kvq_attend_scratch_bytes, 64-byte aligned. */

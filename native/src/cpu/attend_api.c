@@ -43,7 +43,7 @@ static pykvq_status find_codecs(fixture *f) {
     if (f->kv.k_tile_bytes == 0 || f->kv.v_tile_bytes == 0)
         return kvq_fail(PYKVQ_E_UNSUPPORTED, "KV type '%s': it cannot take head_dim %u",
                         f->kv.k_tile_bytes == 0 ? f->p->type_k : f->p->type_v, f->p->head_dim);
-    return PYKVQ_OK;
+    return kvq_attend_check(k->k, v->v);
 }
 
 /* Whole tiles behind the sink and before the tail are encoded. */

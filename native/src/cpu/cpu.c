@@ -110,6 +110,10 @@ static const float *vector_of(const kvq_weight *w) { /* (n_in) */
     return w->device != NULL ? w->device : (const void *)w->data;
 }
 
+static pykvq_status op_kv_check(kvq_backend *be, const kvq_codec *k, const kvq_codec *v) {
+    return kvq_attend_check(k, v);
+}
+
 static pykvq_status op_step_begin(kvq_backend *be, const kvq_batch *batch) {
     cpu_of(be)->batch = batch;
     cpu_of(be)->n_ropes = 0;
@@ -348,6 +352,7 @@ static const kvq_backend_ops ops = {
     .copy = op_copy,
     .weight_load = op_weight_load,
     .weight_free = op_weight_free,
+    .kv_check = op_kv_check,
     .scratch_bytes = op_scratch_bytes,
     .step_begin = op_step_begin,
     .step_end = op_step_end,

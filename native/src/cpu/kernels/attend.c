@@ -17,9 +17,7 @@ enum {
 typedef struct state {
     const kvq_attend_work *w;
     uint32_t tile, head_dim, stride;
-    bool whole; /* every row sees all of the tile */
-    const kvq_key_kernels *keys[2];
-    const kvq_value_kernels *values[2];
+    bool whole;                            /* every row sees all of the tile */
     float logits[KVQ_FEW_ROWS * KVQ_TILE]; /* (rows, 64), then probabilities */
 } state;
 
@@ -28,18 +26,6 @@ typedef struct operand {
     uint32_t head, basis; /* head: of the unit's */
     const void *k, *v;    /* stored, or expanded; stored, V follows K */
 } operand;
-
-static const kvq_key_kernels *find_keys(const kvq_key_kernels *const *all, const kvq_codec *codec) {
-    while ((*all)->codec != codec)
-        all++;
-    return *all;
-}
-
-static const kvq_value_kernels *find_values(const kvq_value_kernels *const *all, const kvq_codec *codec) {
-    while ((*all)->codec != codec)
-        all++;
-    return *all;
-}
 
 /* The tokens of the current tile that row r of a head sees: lo .. hi - 1, none if lo >= hi. */
 static void visible(const state *s, uint32_t r, int64_t *lo, int64_t *hi) {
@@ -121,11 +107,11 @@ static void attend_rows(state *s, const operand *tile, uint32_t first, uint32_t 
                      .c_stride = KVQ_TILE,
                      .n_k = s->head_dim};
         product_all(&p, n, KVQ_TILE, false);
-    } else if (s->keys[tile->basis]->prepare == NULL) {
-        s->keys[tile->basis]->score(tile->k, s->head_dim, w->q[tile->basis] + row * s->head_dim, n, s->logits);
+    } else if (w->keys[tile->basis]->prepare == NULL) {
+        w->keys[tile->basis]->score(tile->k, s->head_dim, w->q[tile->basis] + row * s->head_dim, n, s->logits);
     } else {
         const void *prepared = w->prepared + tile->head * kvq_prepared_bytes(n, s->head_dim);
-        s->keys[tile->basis]->score(tile->k, s->head_dim, prepared, n, s->logits);
+        w->keys[tile->basis]->score(tile->k, s->head_dim, prepared, n, s->logits);
     }
     for (uint32_t r = 0; r < n; r++) {
         if (!s->whole)
@@ -147,7 +133,7 @@ static void attend_rows(state *s, const operand *tile, uint32_t first, uint32_t 
                      .add = true};
         product_all(&p, n, s->stride, false);
     } else {
-        s->values[tile->basis]->mix(tile->v, s->head_dim, (uint32_t)end, s->logits, n, o);
+        w->values[tile->basis]->mix(tile->v, s->head_dim, (uint32_t)end, s->logits, n, o);
     }
 }
 
@@ -167,8 +153,8 @@ static operand stored_tile(const kvq_attend_work *w, uint32_t tile, uint32_t i) 
 static void attend_expanded(state *s, operand tile, const operand *next) {
     const kvq_attend_work *w = s->w;
     const kvq_kv_layer *kv = w->attention->kv;
-    s->keys[tile.basis]->expand(tile.k, s->head_dim, w->k);
-    s->values[tile.basis]->expand(tile.v, s->head_dim, w->v);
+    w->keys[tile.basis]->expand(tile.k, s->head_dim, w->k);
+    w->values[tile.basis]->expand(tile.v, s->head_dim, w->v);
     tile.k = w->k;
     tile.v = w->v;
     size_t next_bytes = next->basis == KVQ_CODED ? kv->k_tile_bytes + kv->v_tile_bytes : 2 * kvq_raw_head_halfs(kv);
@@ -203,18 +189,12 @@ static void attend_tile(state *s) {
 }
 
 void KVQ_NAME(kvq_attend_run)(const kvq_attend_work *w) {
-    extern const kvq_attend_kernels KVQ_NAME(kvq_attend);
-    const kvq_attend_kernels *kernels = &KVQ_NAME(kvq_attend);
     const kvq_kv_layer *kv = w->attention->kv;
     state s = {.w = w, .head_dim = kv->head_dim, .stride = kvq_output_stride(kv->head_dim)};
-    s.keys[KVQ_PLAIN] = kernels->keys[0];
-    s.values[KVQ_PLAIN] = kernels->values[0];
-    s.keys[KVQ_CODED] = find_keys(kernels->keys, kv->k);
-    s.values[KVQ_CODED] = find_values(kernels->values, kv->v);
     bool few = w->n_rows <= KVQ_FEW_ROWS;
-    for (uint32_t i = 0; i < w->n_heads && few && s.keys[KVQ_CODED]->prepare != NULL; i++)
-        s.keys[KVQ_CODED]->prepare(w->q[KVQ_CODED] + (size_t)i * w->n_rows * s.head_dim, w->n_rows, s.head_dim,
-                                   w->prepared + i * kvq_prepared_bytes(w->n_rows, s.head_dim));
+    for (uint32_t i = 0; i < w->n_heads && few && w->keys[KVQ_CODED]->prepare != NULL; i++)
+        w->keys[KVQ_CODED]->prepare(w->q[KVQ_CODED] + (size_t)i * w->n_rows * s.head_dim, w->n_rows, s.head_dim,
+                                    w->prepared + i * kvq_prepared_bytes(w->n_rows, s.head_dim));
     size_t n_rows = (size_t)w->n_heads * w->n_rows;
     memset(w->o[KVQ_PLAIN], 0, n_rows * s.stride * sizeof(float));
     memset(w->o[KVQ_CODED], 0, n_rows * s.stride * sizeof(float));
