@@ -26,6 +26,7 @@ from .errors import (
 )
 from .generate import Generation, GenerationResult, generate
 from .gguf import GGUFFile
+from .kv import KVType, kv_types
 from .model import Model, ModelInfo
 from .sampling import Sampler
 
@@ -63,6 +64,7 @@ __all__ = [
     "GGUFFile",
     "Generation",
     "GenerationResult",
+    "KVType",
     "Model",
     "ModelInfo",
     "NumericError",
@@ -75,5 +77,6 @@ __all__ = [
     "Tokenizer",
     "UnsupportedError",
     "generate",
+    "kv_types",
     "plan",
 ]

@@ -344,7 +344,10 @@ class Sequence:
             check(lib.pykvq_seq_keep_logits(self.handle, all_tokens))
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """The logits kept from the last step that fed this sequence: (n_rows, n_vocab) float32, oldest token first."""
+        """The logits kept from the engine's last step: (n_rows, n_vocab) float32, oldest token first.
+
+        No rows if that step did not feed this sequence.
+        """
         import numpy as np
 
         with self.engine.use():

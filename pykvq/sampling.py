@@ -30,7 +30,7 @@ class Sampler:
 
     def __init__(
         self,
-        temp: float = 0.8,
+        temp: float = 0.2,
         top_k: int = 40,
         top_p: float = 0.95,
         min_p: float = 0.05,

@@ -45,7 +45,7 @@ def main() -> None:
         errors="replace"
     )  # a terminal that is not UTF-8 shows "?" for what it lacks
     try:
-        app()
+        app(prog_name="pykvq")
     except errors.PykvqError as error:
         if common.debug:
             raise

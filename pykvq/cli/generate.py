@@ -36,7 +36,7 @@ def generate(
     max_tokens: Annotated[int, Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")] = 512,
     stop: Annotated[list[str] | None, Option(help="Stop before this text; may be repeated.")] = None,
     ignore_eos: Annotated[bool, Option("--ignore-eos", help="Go on after the model's end token.")] = False,
-    temp: Annotated[float, Option(help="Temperature; 0: always the likeliest token.")] = 0.8,
+    temp: Annotated[float, Option(help="Temperature; 0: always the likeliest token.")] = 0.2,
     top_k: Annotated[int, Option(help="Keep the k likeliest tokens; 0: off.")] = 40,
     top_p: Annotated[float, Option(help="Keep the likeliest tokens of this total probability; 1: off.")] = 0.95,
     min_p: Annotated[
@@ -46,7 +46,7 @@ def generate(
     ctx: Annotated[int | None, Context] = None,
     threads: Annotated[int | None, Option(min=1, help="Default: the cores this process may use.")] = None,
     device: Annotated[str, Option(help="Where to compute.")] = "cpu",
-    kv: Annotated[str, Option(help="How the KV cache is stored.")] = "f16",
+    kv: Annotated[str | None, Option(help="How the KV cache is stored; default: f16.")] = None,
     json: JsonOption = False,
     verbose: Annotated[bool, Option("--verbose", "-v", help="Show the memory plan before the answer.")] = False,
     debug: DebugOption = False,

@@ -57,11 +57,12 @@ def _model_facts(path: str) -> dict[str, Any]:
     """What it is once opened, or why it cannot be run."""
     from ..engine import plan
     from ..errors import PykvqError
+    from ..kv import kv_types
     from ..model import Model
 
     try:
         with Model.open(path) as model:
-            per_token = plan(model).kv_bytes_per_token
+            per_token = {kv.name: plan(model, kv=kv.name).kv_bytes_per_token for kv in kv_types()}
             info = model.info
     except PykvqError as error:
         return {"runs": str(error)}
@@ -77,7 +78,7 @@ def _model_facts(path: str) -> dict[str, Any]:
         "context": info.n_ctx_train,
         "window": info.n_window,
         "window_layers": info.n_layer_window,
-        "kv_bytes_per_token": {"f16": per_token},
+        "kv_bytes_per_token": per_token,
         "runs": True,
     }
 

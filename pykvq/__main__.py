@@ -1,0 +1,5 @@
+"""`python -m pykvq`: the same as `pykvq`."""
+
+from .cli import main
+
+main()
