@@ -18,8 +18,8 @@ flash attention on, the file mapped, everything else as it comes. `pip install l
 machine, which is what it should be measured as.
 
 Peak memory is the peak resident set minus what was resident before the file was opened (interpreter and libraries). For
-pykvq it is set against the plan, weights (the mapped file) included. "First token" is the time from starting the process
-`pykvq generate MODEL` to the first byte of its output, with the file in the page cache.
+pykvq it is set against the plan, weights (the mapped file) included. "First token" is the time from starting the
+process `pykvq generate MODEL` to the first byte of its output, with the file in the page cache.
 """
 
 import argparse
@@ -150,7 +150,7 @@ def run_once(spec: dict[str, Any]) -> dict[str, Any]:
     seconds = {"prefill@0": feed(spec["n_prefill"])}
     target.clear()
     n_fed = 0
-    for depth in sorted(set(spec["depths"])):
+    for depth in spec["depths"]:
         feed(depth - n_fed)
         seconds[f"decode@{depth}"] = feed(spec["n_decode"], chunk=1)
         n_fed = depth + spec["n_decode"]
@@ -175,12 +175,12 @@ def seconds_to_first_token(path: str, n_threads: int) -> float:
     command = [sys.executable, "-m", "pykvq", "generate", path, "--prompt", "Why is the sky blue?"]
     command += ["--max-tokens", "4", "--temp", "0", "--threads", str(n_threads)]
     begin = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         first = child.stdout.read(1)
         seconds = time.perf_counter() - begin
-        child.stdout.read()
+        errors = child.communicate()[1].decode()
     if not first or child.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: failed with status {child.returncode}")
+        raise SystemExit(f"{' '.join(command)} failed with status {child.returncode}\n{errors}")
     return seconds
 
 
@@ -189,11 +189,9 @@ def seconds_to_first_token(path: str, n_threads: int) -> float:
 
 def compare(args: argparse.Namespace, ours: str, theirs: str) -> dict[str, Any]:
     """Alternating runs with pykvq's KV type `ours` and llama.cpp's `theirs`."""
-    # every depth, its decode and its prefill, and never a partial last batch
-    most = max(args.depths) + len(args.depths) * (args.decode + args.prefill)
+    most = max(max(args.depths) + args.decode + args.prefill, BATCH + WARM_UP_TOKENS)
     spec = {
-        "path": str(args.model),
-        "n_ctx": -(-most // 256) * 256,
+        "n_ctx": -(-most // 256) * 256,  # llama.cpp rounds up to that
         "n_threads": args.threads,
         "n_prefill": args.prefill,
         "n_decode": args.decode,
@@ -205,7 +203,7 @@ def compare(args: argparse.Namespace, ours: str, theirs: str) -> dict[str, Any]:
     for i in range(args.repeats):
         for program in PROGRAMS if i % 2 == 0 else reversed(PROGRAMS):
             print(f"  run {i + 1}/{args.repeats}: {program} {kv[program]}", file=sys.stderr)
-            runs[program].append(run_in_child({**spec, "program": program, "kv": kv[program]}))
+            runs[program].append(run_in_child({**spec, "path": str(args.model), "program": program, "kv": kv[program]}))
     return {"kv": kv, "spec": spec, "runs": runs}
 
 
@@ -247,13 +245,13 @@ def machine() -> dict[str, Any]:
             cpu = line.split(":", 1)[1].strip()
             break
     n_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    n_cores = len(os.sched_getaffinity(0))
     return {
         "cpu": cpu,
-        "cores": n_cores,
+        "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": n_bytes,
         "system": platform.system(),
         "arch": platform.machine(),
+        "load": os.getloadavg()[0],  # runnable processes over the last minute, before measuring
     }
 
 
@@ -272,14 +270,19 @@ def sha256(path: Path) -> str:
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
     """Everything measured, and what it was measured with."""
-    versions = {package: importlib.metadata.version(package) for package in ("pykvq", "llama-cpp-python")}
+    import pykvq
+
     command = [Path(sys.argv[0]).name] + [Path(a).name if a.startswith("/") else a for a in sys.argv[1:]]
     result = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(command),
         "machine": machine(),
         "commit": commit(),
-        "versions": {**versions, "python": platform.python_version()},
+        "versions": {
+            "pykvq": pykvq.__version__,
+            "llama-cpp-python": importlib.metadata.version("llama-cpp-python"),
+            "python": platform.python_version(),
+        },
         "model": {"name": args.model.name, "bytes": args.model.stat().st_size, "sha256": sha256(args.model)},
         "threads": args.threads,
         "comparisons": [compare(args, *pair) for pair in args.kv],
@@ -298,7 +301,7 @@ def kv_pair(text: str) -> tuple[str, str]:
 
 def counts(text: str) -> list[int]:
     """ "0,2048" as numbers."""
-    return [int(part) for part in text.split(",")]
+    return sorted({int(part) for part in text.split(",")})
 
 
 def arguments() -> argparse.Namespace:
@@ -320,6 +323,8 @@ def arguments() -> argparse.Namespace:
     args.kv = args.kv or [("f16", "f16")]
     if not args.model.is_file():
         parser.error(f"{args.model}: no such file")
+    if any(b - a < args.decode + args.prefill for a, b in zip(args.depths, args.depths[1:], strict=False)):
+        parser.error("--depths: too close together for a decode and a prefill between them")
     if not set(args.prefill_depths) <= {0, *args.depths}:
         parser.error("--prefill-depths: each must be among --depths")
     return args
