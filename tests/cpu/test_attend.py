@@ -15,7 +15,9 @@ TILE = 64
 
 
 def available_isas() -> list[str]:
-    names = [name for name in ("scalar", "avx2", "avx512", "neon") if lib.pykvq_cpu_select(name.encode()) == lib.PYKVQ_OK]
+    names = [
+        name for name in ("scalar", "avx2", "avx512", "neon") if lib.pykvq_cpu_select(name.encode()) == lib.PYKVQ_OK
+    ]
     lib.pykvq_cpu_select(ffi.NULL)
     return names
 
@@ -42,7 +44,9 @@ def random_inputs(seed, n_kv, n_q, n_head, n_head_kv, head_dim):
     return q, k, v
 
 
-def attend(q, k, v, *, window=0, softcap=0.0, sink_logits=None, scale=None, n_threads=1, sink=0, tail=0xFFFFFFFF, kv="f16"):
+def attend(
+    q, k, v, *, window=0, softcap=0.0, sink_logits=None, scale=None, n_threads=1, sink=0, tail=0xFFFFFFFF, kv="f16"
+):
     n_q, n_head, head_dim = q.shape
     n_kv, n_head_kv, _ = k.shape
     o = np.full(q.shape, np.nan, np.float32)
@@ -165,12 +169,14 @@ def test_threads_do_not_change_a_bit(isa, n_q):
 
 @pytest.mark.parametrize("n_kv", [256, 3000])
 def test_any_partition_merges_to_the_same(isa, n_kv):
-    """One token at a time, in small blocks and all at once: cuts into blocks and pieces differ, results only by rounding."""
+    """One token at a time, in small blocks, all at once: the work is cut apart, results differ by rounding only."""
     q, k, v = random_inputs(6, n_kv, 96, 6, 2, 64)
     together = attend(q, k, v)
     for n in (1, 5, 32):
         ends = range(n_kv - 96 + n, n_kv + 1, n)
-        parts = [attend(q[end - n_kv + 96 - n : end - n_kv + 96].copy(), k[:end].copy(), v[:end].copy()) for end in ends]
+        parts = [
+            attend(q[end - n_kv + 96 - n : end - n_kv + 96].copy(), k[:end].copy(), v[:end].copy()) for end in ends
+        ]
         parts = np.concatenate(parts)
         np.testing.assert_allclose(parts, together[: len(parts)], rtol=1e-5, atol=1e-5)
 
