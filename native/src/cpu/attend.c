@@ -330,5 +330,11 @@ void kvq_attend(kvq_threads *threads, void *scratch, const kvq_backend_limits *l
     lay_out(scratch, limits, &j.scratch);
     cut_blocks(&j);
     cut_pieces(&j);
-    kvq_threads_run(threads, attend, &j);
+    if (j.n_units > 1) {
+        kvq_threads_run(threads, attend, &j);
+        return;
+    }
+    thread_layout t; /* too little to wake the team for */
+    lay_out_thread(j.scratch.threads, j.scratch.block_rows, attention->kv->head_dim, &t);
+    run_unit(&j, 0, &t);
 }

