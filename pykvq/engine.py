@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import PathLike, fsencode
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ._ffi import check, ffi, lib
+from ._ffi import check, ffi, lib, path_bytes
 from .errors import ArgumentError, BusyError
 from .model import Model
 
@@ -289,16 +289,16 @@ class Sequence:
             check(lib.pykvq_seq_fork(self.handle, out))
             return self.engine.adopt(out[0])
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokens and cache to a file, complete or not at all.
 
         Raises:
             FileError: the file cannot be written.
         """
         with self.engine.use():
-            check(lib.pykvq_seq_save(self.handle, fsencode(path)))
+            check(lib.pykvq_seq_save(self.handle, path_bytes(path)))
 
-    def load(self, path: str | PathLike[str]) -> None:
+    def load(self, path: str | os.PathLike[str]) -> None:
         """Become what `save` wrote; the next logits are bit-identical. On failure the sequence stays as it was.
 
         Raises:
@@ -309,7 +309,7 @@ class Sequence:
             FullError: it holds more tokens than the context.
         """
         with self.engine.use():
-            check(lib.pykvq_seq_load(self.handle, fsencode(path)))
+            check(lib.pykvq_seq_load(self.handle, path_bytes(path)))
 
     @property
     def tokens(self) -> list[int]:

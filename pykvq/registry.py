@@ -52,7 +52,10 @@ class Entry:
     @property
     def is_cached(self) -> bool:
         """Whether the file is there, judged by its size."""
-        return self.path.is_file() and self.path.stat().st_size == self.n_bytes
+        try:
+            return self.path.stat().st_size == self.n_bytes
+        except OSError:
+            return False
 
 
 def entries() -> dict[str, Entry]:
@@ -83,7 +86,7 @@ def locate(path_or_name: str | os.PathLike[str], progress: Progress | None = Non
         return str(entry.path)
     if entry is not None or name.startswith(HUB_PREFIX):
         return pull(name, progress)
-    if not Path(name).exists() and not name.endswith(".gguf") and os.sep not in name:
+    if os.sep not in name and not name.endswith(".gguf") and not Path(name).exists():
         raise FileError(f"{name}: no such file, {_no_such_name(name)}")
     return name
 

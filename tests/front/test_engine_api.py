@@ -93,6 +93,18 @@ def test_fork_and_rewind(engine):
             np.testing.assert_array_equal(after_70, two.logits())
 
 
+def test_save_and_load(engine, tmp_path):
+    with engine.sequence() as one, engine.sequence() as two:
+        feed(one, PROMPT)
+        one.save(tmp_path / "saved")
+        two.load(tmp_path / "saved")
+        assert two.tokens == PROMPT
+        np.testing.assert_array_equal(feed(two, [*PROMPT, 60]), feed(one, [*PROMPT, 60]))
+        with pytest.raises(pykvq.FileError, match="missing"):
+            two.load(tmp_path / "missing")
+        assert two.tokens == [*PROMPT, 60]
+
+
 def test_stats(engine):
     with engine.sequence() as sequence:
         feed(sequence, PROMPT)

@@ -36,6 +36,7 @@ def test_kv_type_names_are_found():
         ("pykvq/model.py", "from . import cli", "pykvq/model.py: imports pykvq.cli"),
         ("pykvq/gguf.py", "from ._native import lib", "pykvq/gguf.py: imports pykvq._native"),
         ("pykvq/engine.py", "import pykvq.ref", "pykvq/engine.py: imports pykvq.ref"),
+        ("pykvq/stray.py", "", "pykvq/stray.py: has no line in layers.py"),
         ("pykvq/cli/info.py", 'kv = "zip9"', "pykvq/cli/info.py: names zip9"),
         ("native/src/engine/a.c", 'strcmp(s, "zip9")', "native/src/engine/a.c: names zip9"),
     ],
