@@ -10,6 +10,8 @@
 #include "cpu/isa.h"
 #include "cpu/kernels/attend_product.h"
 
+#include <stdalign.h>
+
 enum {
     GROUP_ROWS = 12,         /* rows whose logits are alive at a time; at most KVQ_FEW_ROWS */
     TILE_VF = KVQ_TILE / VF, /* vectors in a row of logits */
@@ -18,8 +20,8 @@ enum {
 typedef struct state {
     const kvq_attend_work *w;
     uint32_t tile, head_dim, stride;
-    bool whole;                            /* every row sees all of the tile */
-    float logits[KVQ_FEW_ROWS * KVQ_TILE]; /* (rows, 64), then probabilities */
+    bool whole;                                        /* every row sees all of the tile */
+    alignas(64) float logits[KVQ_FEW_ROWS * KVQ_TILE]; /* (rows, 64), then probabilities */
 } state;
 
 /* One head's part of a tile. */
