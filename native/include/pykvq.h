@@ -261,6 +261,11 @@ PYKVQ_API pykvq_status pykvq_engine_get_stats(pykvq_engine *engine, pykvq_engine
 PYKVQ_API pykvq_status pykvq_engine_step(pykvq_engine *engine, pykvq_seq **seqs, uint32_t n_seqs);
 /* The one call allowed while another thread steps: that step ends soon with PYKVQ_E_CANCELLED. */
 PYKVQ_API void pykvq_engine_cancel(pykvq_engine *engine);
+/* For importance matrices. Called by the stepping thread before each product with weights: `weight` is where the matrix lies
+ * (pykvq_gguf_tensor.data; behind it for a part of a fused one), x (n_rows, n_in) what it is multiplied with. It must not call
+ * the library with this engine. */
+typedef void pykvq_observer(void *context, const void *weight, const float *x, uint32_t n_rows, uint32_t n_in);
+PYKVQ_API pykvq_status pykvq_engine_observe(pykvq_engine *engine, pykvq_observer *observer, void *context); /* NULL: none */
 
 /* ---- sequences ---- */
 

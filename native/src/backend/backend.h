@@ -165,6 +165,8 @@ typedef struct kvq_backend_ops {
 
 struct kvq_backend { /* the first member of every backend's own struct */
     const kvq_backend_ops *ops;
+    pykvq_observer *observer; /* NULL: none; called in project and gated by backends with host memory */
+    void *observer_context;
 };
 
 /* What a backend must be able to hold at once. */

@@ -210,16 +210,25 @@ static void op_softcap(kvq_backend *be, float softcap, size_t n, float *x) {
 
 /* ---- matrix products ---- */
 
+static void observe(const kvq_backend *be, const kvq_weight *w, const float *x, uint32_t n_rows) {
+    if (be->observer != NULL)
+        be->observer(be->observer_context, w->data, x, n_rows, w->n_in);
+}
+
 static void op_project(kvq_backend *be, const float *x, uint32_t n_rows, uint32_t n, const kvq_weight *const *w,
                        const kvq_weight *const *bias, bool add, float *const *y) {
     const float *bias_f32[3];
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < n; i++) {
         bias_f32[i] = bias[i] != NULL ? vector_of(bias[i]) : NULL;
+        observe(be, w[i], x, n_rows);
+    }
     kvq_linear_project(cpu_of(be)->threads, cpu_of(be)->linear_scratch, x, n_rows, n, w, bias_f32, add, y);
 }
 
 static void op_gated(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight *gate, const kvq_weight *up,
                      kvq_activation act, float *y) {
+    observe(be, gate, x, n_rows);
+    observe(be, up, x, n_rows);
     kvq_linear_gated(cpu_of(be)->threads, cpu_of(be)->linear_scratch, x, n_rows, gate, up, act, y);
 }
 
@@ -346,6 +355,7 @@ static void op_encode(kvq_backend *be, const kvq_kv_layer *kv, const kvq_encode_
 
 static const kvq_backend_ops ops = {
     .name = "cpu",
+    .host_memory = true,
     .destroy = op_destroy,
     .alloc = op_alloc,
     .free = op_free,

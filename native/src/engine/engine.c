@@ -242,6 +242,19 @@ void pykvq_engine_cancel(pykvq_engine *e) {
     atomic_store_explicit(&e->cancel, true, memory_order_relaxed);
 }
 
+pykvq_status pykvq_engine_observe(pykvq_engine *e, pykvq_observer *observer, void *context) {
+    KVQ_TRY(kvq_engine_enter(e));
+    kvq_backend *be = e->forward.be;
+    pykvq_status status = PYKVQ_OK;
+    if (be->ops->host_memory) {
+        be->observer = observer;
+        be->observer_context = context;
+    } else
+        status = kvq_fail(PYKVQ_E_UNSUPPORTED, "observer: device %s keeps activations to itself; cpu can", be->ops->name);
+    kvq_engine_leave(e);
+    return status;
+}
+
 /* ---- step ---- */
 
 static double seconds(void) {
