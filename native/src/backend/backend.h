@@ -140,7 +140,7 @@ typedef struct kvq_backend_ops {
 
     /* batch lives until step_end */
     pykvq_status (*step_begin)(kvq_backend *be, const kvq_batch *batch);
-    pykvq_status (*step_end)(kvq_backend *be);
+    pykvq_status (*step_end)(kvq_backend *be, bool run); /* run false: the step was given up, nothing of it need happen */
 
     /* x (n_tokens, n_embd) = scale * rows of table */
     void (*embed)(kvq_backend *be, const kvq_weight *table, float scale, float *x);
@@ -172,10 +172,20 @@ struct kvq_backend { /* the first member of every backend's own struct */
 /* What a backend must be able to hold at once. */
 typedef struct kvq_backend_limits {
     uint32_t n_threads, n_batch;
+    uint32_t n_seq, n_tiles;       /* sequences in a step; tiles of a full context */
     uint32_t max_n_in;             /* widest row of any weight */
     uint32_t max_n_ff;             /* widest gated output */
     uint32_t max_n_head, max_head_dim, max_head_group; /* head_group: query heads per KV head */
 } kvq_backend_limits;
+
+/* ---- choosing one ---- */
+
+typedef enum kvq_device { KVQ_DEVICE_CPU, KVQ_DEVICE_CUDA } kvq_device;
+
+/* "cpu" (NULL means it), "cuda", or "auto": cuda where there is a GPU that it can use. */
+pykvq_status kvq_device_find(const char *name, kvq_device *out);
+pykvq_status kvq_backend_create(kvq_device device, const kvq_backend_limits *limits, kvq_backend **out);
+size_t kvq_backend_scratch_bytes(kvq_device device, const kvq_backend_limits *limits); /* what the create above takes */
 
 pykvq_status kvq_cpu_backend_create(const kvq_backend_limits *limits, kvq_backend **out);
 size_t kvq_cpu_backend_scratch_bytes(const kvq_backend_limits *limits); /* what the create above takes */

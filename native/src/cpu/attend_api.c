@@ -121,7 +121,7 @@ static pykvq_status run(fixture *f) {
         f->jobs[i] = (kvq_encode_job){
             .raw = f->pages[f->coded_from + i], .coded = i | KVQ_PAGE_CODED, .tile = f->coded_from + i};
     ops->encode(f->be, &f->kv, f->jobs, f->n_coded);
-    KVQ_TRY(ops->step_end(f->be));
+    KVQ_TRY(ops->step_end(f->be, true));
     for (uint32_t i = 0; i < f->n_coded; i++)
         f->pages[f->coded_from + i] = f->jobs[i].coded;
     uint32_t n_seen = p->n_kv - p->n_q + 1; /* by the first query */
@@ -137,7 +137,7 @@ static pykvq_status run(fixture *f) {
                                         .window = p->window,
                                         .sink_logits = p->sink_logits,
                                         .kv = &f->kv});
-    return ops->step_end(f->be);
+    return ops->step_end(f->be, true);
 }
 
 pykvq_status pykvq_kv_attend(const pykvq_kv_attend_params *params) {

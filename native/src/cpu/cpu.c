@@ -120,7 +120,7 @@ static pykvq_status op_step_begin(kvq_backend *be, const kvq_batch *batch) {
     return PYKVQ_OK;
 }
 
-static pykvq_status op_step_end(kvq_backend *be) {
+static pykvq_status op_step_end(kvq_backend *be, bool run) {
     cpu_of(be)->batch = NULL;
     return PYKVQ_OK;
 }

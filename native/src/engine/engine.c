@@ -131,7 +131,7 @@ static pykvq_status create_batch(pykvq_engine *e) {
 static pykvq_status create(pykvq_engine *e) {
     uint32_t n_rot = e->model->h.n_rot;
     memcpy(e->groups, e->layout.groups, sizeof e->groups);
-    KVQ_TRY(kvq_cpu_backend_create(&e->layout.limits, &e->forward.be));
+    KVQ_TRY(kvq_backend_create(e->layout.device, &e->layout.limits, &e->forward.be));
     KVQ_TRY(kvq_alloc_array((void **)&e->inv_freq, n_rot, sizeof(float), "RoPE frequencies"));
     kvq_model_ropes(e->model, e->layout.n_ctx, e->inv_freq, &e->forward.rope_global, &e->forward.rope_local);
     KVQ_TRY(create_activations(e));
@@ -342,7 +342,7 @@ static pykvq_status run_batch(pykvq_engine *e, const kvq_batch *batch) {
     pykvq_status status = kvq_forward_run(&e->forward, batch, &e->cancel);
     if (status == PYKVQ_OK)
         encode_leaving(e);
-    pykvq_status device_status = be->ops->step_end(be);
+    pykvq_status device_status = be->ops->step_end(be, status == PYKVQ_OK);
     e->dead = device_status == PYKVQ_E_DEVICE;
     return device_status != PYKVQ_OK ? device_status : status;
 }

@@ -10,6 +10,7 @@
 
 /* Everything create allocates, computed before anything is: what the plan reports is what is taken. */
 typedef struct kvq_layout {
+    kvq_device device;
     uint32_t n_ctx, n_seq, n_batch, n_logits, n_threads;
     uint32_t n_tiles; /* of a full context */
     kvq_kv_spec spec;

@@ -12,8 +12,6 @@ static size_t round64(size_t n) {
 }
 
 static pykvq_status check_params(const pykvq_engine_params *p) {
-    if (p->device != NULL && strcmp(p->device, "cpu") != 0 && strcmp(p->device, "auto") != 0)
-        return kvq_fail(PYKVQ_E_UNSUPPORTED, "device '%s': not in this build, which has cpu", p->device);
     if (p->n_seq > MAX_SEQ)
         return kvq_fail(PYKVQ_E_ARGUMENT, "engine: %u sequences, the most is %d", p->n_seq, MAX_SEQ);
     if (p->n_batch > MAX_BATCH)
@@ -89,6 +87,8 @@ static void size_buffers(const pykvq_model *m, kvq_layout *l) {
     l->limits = (kvq_backend_limits){
         .n_threads = l->n_threads,
         .n_batch = l->n_batch,
+        .n_seq = l->n_seq,
+        .n_tiles = l->n_tiles,
         .max_n_in = n_q > widest ? (uint32_t)n_q : widest,
         .max_n_ff = h->n_ff,
         .max_n_head = h->n_head,
@@ -107,6 +107,7 @@ pykvq_status kvq_layout_compute(const pykvq_model *m, const pykvq_engine_params 
     }
     kvq_layout l = {0};
     KVQ_TRY(check_params(&p));
+    KVQ_TRY(kvq_device_find(p.device, &l.device));
     KVQ_TRY(size_counts(m, &p, &l));
     KVQ_TRY(kvq_kv_spec_parse(p.kv, p.kv_k, p.kv_v, p.kv_layers, p.kv_sink, p.kv_tail, m->h.n_layer, &l.spec));
     pykvq_status status = size_groups(m, &l);
@@ -138,7 +139,7 @@ void kvq_layout_plan(const pykvq_model *m, const kvq_layout *l, pykvq_plan *out)
     plan.kv_bits_per_element = context_bits / context_elements;
     plan.n_weight_bytes = pykvq_gguf_n_bytes(m->gguf);
     plan.n_scratch_bytes = l->n_activation_bytes + l->n_logits_bytes + l->n_host_bytes +
-                           kvq_cpu_backend_scratch_bytes(&l->limits);
+                           kvq_backend_scratch_bytes(l->device, &l->limits);
     plan.n_total_bytes = plan.n_weight_bytes + plan.n_kv_bytes + plan.n_scratch_bytes;
     *out = plan;
 }

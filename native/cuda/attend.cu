@@ -1,0 +1,468 @@
+/*
+ * Decode attention: one launch for sinks, encoded body and tail of all sequences. A block takes a unit (a run of tiles of one
+ * KV head), its four warps take every fourth tile, each through its own ring of asynchronous copies in shared memory; they are
+ * merged, and the last block of an output merges the units.
+ *
+ * Compiled once per head_dim (KVQ_HEAD_DIM), so that the compilations run side by side.
+ */
+#include "attend.cuh"
+
+namespace {
+
+constexpr int HD = KVQ_HEAD_DIM, N_J = HD / 16, N_WARPS = 4, LD = HD + 4 /* of float rows, free of bank conflicts */;
+constexpr float LOG2E = 1.44269504f, NO_MAX = -1e30f;
+
+template <int NT> struct unit_state {
+    const attend_args *a;
+    attend_unit u;
+    column_block<HD, NT> *cols;
+    uint8_t *ring; /* of this warp */
+    int warp, lane, head_group;
+};
+
+/* ---- columns ---- */
+
+/* Queries of the unit: rotated if the tiles are, normed by their largest element, as B fragments. x: (columns, LD) */
+template <int NT> __device__ void prepare_columns(const attend_args &a, const attend_unit &u, int head_group, float *x,
+                                                  column_block<HD, NT> *cols) {
+    constexpr int N_COLS = 8 * NT;
+    bool rotate = u.coded && a.k.rotated;
+    for (int i = threadIdx.x; i < N_COLS * HD; i += blockDim.x) {
+        int col = i / HD, d = i % HD, c = u.first_col + col;
+        float value = 0.0f;
+        if (col < (int)u.n_cols)
+            value = a.q[((size_t)(u.row + c / head_group) * a.n_head + u.head * head_group + c % head_group) * HD + d];
+        x[col * LD + d] = rotate && rotate_negative(d) ? -value : value;
+    }
+    __syncthreads();
+    if (rotate)
+        hadamard<HD>(x, N_COLS, LD);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int col = warp; col < N_COLS; col += N_WARPS) {
+        float max = 0.0f;
+        for (int d = lane; d < HD; d += 32)
+            max = fmaxf(max, fabsf(x[col * LD + d]));
+        for (int k = 16; k > 0; k /= 2)
+            max = fmaxf(max, __shfl_xor_sync(~0u, max, k));
+        float norm = max > 0.0f ? max : 1.0f;
+        for (int d = lane; d < HD; d += 32)
+            x[col * LD + d] = __half2float(__float2half_rn(x[col * LD + d] / norm));
+        if (lane == 0)
+            cols->scale[col] = norm * (rotate ? hadamard_factor<HD>() : 1.0f) * a.scale * LOG2E;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < N_J * NT * 32; i += blockDim.x) {
+        int j = i / (NT * 32), nt = i / 32 % NT, l = i % 32;
+        const float *row = x + (8 * nt + l / 4) * LD + 16 * j + l % 4 * 2;
+        cols->q[j][nt][l] = make_uint2(pack_halfs(row[0], row[1]), pack_halfs(row[8], row[9]));
+    }
+    for (int i = threadIdx.x; i < (HD + 31) / 32 * N_COLS; i += blockDim.x) {
+        int g = i / N_COLS, col = i % N_COLS;
+        float sum = 0.0f;
+        for (int d = 32 * g; d < 32 * g + 32 && d < HD; d++)
+            sum += x[col * LD + d];
+        cols->q_sum[g][col] = sum;
+    }
+    __syncthreads();
+}
+
+/* ---- one step of a warp: NB blocks of 16 tokens ---- */
+
+/* Cap, then mask what a column does not see. pos: of the first token of the step */
+template <int NT, int NB> __device__ __forceinline__ void cap_and_mask(const unit_state<NT> &w, int pos, float (&s)[NB][NT][4]) {
+    const attend_args &a = *w.a;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        float2 scale = *reinterpret_cast<const float2 *>(&w.cols->scale[8 * nt + w.lane % 4 * 2]);
+#pragma unroll
+        for (int b = 0; b < NB; b++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                s[b][nt][i] *= i & 1 ? scale.y : scale.x;
+    }
+    if (a.softcap > 0.0f)
+#pragma unroll
+        for (int b = 0; b < NB; b++)
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    s[b][nt][i] = a.softcap * LOG2E * tanhf(s[b][nt][i] / (a.softcap * LOG2E));
+    int first_query = w.u.pos + w.u.first_col / w.head_group;
+    int last_query = w.u.pos + (w.u.first_col + w.u.n_cols - 1) / w.head_group;
+    bool all_seen = pos + 16 * NB - 1 <= first_query && (a.window == 0 || pos > last_query - (int)a.window);
+    if (all_seen)
+        return;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            int query = w.u.pos + (w.u.first_col + 8 * nt + w.lane % 4 * 2 + c) / w.head_group;
+#pragma unroll
+            for (int b = 0; b < NB; b++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    int token = pos + 16 * b + w.lane / 4 + 8 * half;
+                    bool seen = token <= query && (a.window == 0 || token > query - (int)a.window);
+                    s[b][nt][c + 2 * half] = seen ? s[b][nt][c + 2 * half] : -INFINITY;
+                }
+        }
+}
+
+#define SCORE_CHANNEL(bits, groups, token) score_channel<HD, NT, NB, bits, groups, token>(codes, meta, b0, w.cols, w.lane, s)
+
+template <int NT, int NB>
+__device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta, int b0,
+                                      float (&s)[NB][NT][4]) {
+    if constexpr (NB == 2) { /* 8 bits against 8 bits */
+        score_token<HD, NT, NB, 8, 32, 128>(codes, meta, b0, w.cols, w.lane, s);
+        return;
+    }
+    switch (path) {
+    case PATH_CHANNEL_2:
+        SCORE_CHANNEL(2, 2, false);
+        break;
+    case PATH_CHANNEL_4:
+        SCORE_CHANNEL(4, 2, false);
+        break;
+    case PATH_CHANNEL_2_G64:
+        SCORE_CHANNEL(2, 1, false);
+        break;
+    case PATH_NORMED_2:
+        SCORE_CHANNEL(2, 1, true);
+        break;
+    case PATH_NORMED_3:
+        SCORE_CHANNEL(3, 1, true);
+        break;
+    case PATH_NORMED_4:
+        SCORE_CHANNEL(4, 1, true);
+        break;
+    case PATH_TOKEN_4:
+        score_token<HD, NT, NB, 4, 32, 8>(codes, meta, b0, w.cols, w.lane, s);
+        break;
+    default:
+        if constexpr (NB == 1) {
+            if (path == PATH_F16)
+                score_f16<HD, NT, NB>(codes, w.cols, w.lane, s);
+            else
+                score_token<HD, NT, NB, 8, 32, 128>(codes, meta, b0, w.cols, w.lane, s);
+        }
+    }
+}
+
+#define MIX_TOKEN(bits, g, zero, channel) mix_token<HD, NT, NB, bits, g, zero, channel>(codes, meta, b0, p, w.lane, out)
+
+template <int NT, int NB>
+__device__ __forceinline__ void mix(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta, int b0,
+                                    uint2 keep, const uint32_t (&p)[NB][NT][2], output_block<HD, NT> &out) {
+    if constexpr (NB == 2) {
+        MIX_TOKEN(8, 32, false, false);
+        return;
+    }
+    switch (path) {
+    case PATH_AFFINE_2:
+        MIX_TOKEN(2, 32, true, false);
+        break;
+    case PATH_AFFINE_4:
+        MIX_TOKEN(4, 32, true, false);
+        break;
+    case PATH_AFFINE_2_G64:
+        MIX_TOKEN(2, 64, true, false);
+        break;
+    case PATH_NORMED_2:
+        MIX_TOKEN(2, 256, true, true);
+        break;
+    case PATH_NORMED_3:
+        MIX_TOKEN(3, 256, true, true);
+        break;
+    case PATH_NORMED_4:
+        MIX_TOKEN(4, 256, true, true);
+        break;
+    case PATH_TOKEN_4:
+        MIX_TOKEN(4, 32, false, false);
+        break;
+    default:
+        if constexpr (NB == 1) {
+            if (path == PATH_F16)
+                mix_f16<HD, NT, NB>(codes, p, keep, w.lane, out);
+            else
+                MIX_TOKEN(8, 32, false, false);
+        }
+    }
+}
+
+/* ---- a warp's walk over its tiles ---- */
+
+__device__ __forceinline__ void copy_bytes(uint8_t *to, const uint8_t *from, int n_bytes, int lane) {
+    for (int i = lane * 16; i < n_bytes; i += 512)
+        copy16_async(to + i, from + i);
+}
+
+/* Tiles warp, warp + 4, ... of the unit in steps of 16 NB tokens. */
+template <int NT, int NB> __device__ __forceinline__ void walk(const unit_state<NT> &w, const tile_side &k, const tile_side &v,
+                                                               output_block<HD, NT> &out) {
+    constexpr int STEPS = 4 / NB; /* per tile */
+    const attend_args &a = *w.a;
+    const uint8_t *pool = w.u.coded ? a.coded : a.raw;
+    const uint32_t k_bytes = w.u.coded ? a.k_tile_bytes : TILE_TOKENS * HD * 2, v_bytes = w.u.coded ? a.v_tile_bytes : k_bytes;
+    const int k_at = 0, k_meta_at = k.chunk_bytes, v_at = k_meta_at + k.meta_bytes, v_meta_at = v_at + v.chunk_bytes;
+    const int stage_bytes = v_meta_at + v.meta_bytes, n_stages = min((int)(a.ring_bytes / stage_bytes), 4);
+    const int n_steps = ((int)w.u.n_tiles - w.warp + N_WARPS - 1) / N_WARPS * STEPS;
+    uint32_t pages = 0; /* one lane each, of the next 32 tiles of this warp */
+
+    auto fetch = [&](int step) {
+        int nth = step / STEPS, b0 = step % STEPS * NB;
+        if (nth % 32 == 0 && step % STEPS == 0) {
+            int tile = (nth + w.lane) * N_WARPS + w.warp;
+            pages = tile < (int)w.u.n_tiles ? a.tables[w.u.table + w.u.first_tile + tile] : 0;
+        }
+        uint32_t page = __shfl_sync(~0u, pages, nth % 32) & 0x7fffffffu;
+        const uint8_t *tile_k = pool + ((size_t)page * a.n_head_kv + w.u.head) * (k_bytes + v_bytes), *tile_v = tile_k + k_bytes;
+        uint8_t *stage = w.ring + step % n_stages * stage_bytes;
+        copy_bytes(stage + k_at, tile_k + b0 * 16 / k.chunk_tokens * k.chunk_bytes, k.chunk_bytes, w.lane);
+        copy_bytes(stage + k_meta_at, tile_k + TILE_TOKENS / k.chunk_tokens * k.chunk_bytes, k.meta_bytes, w.lane);
+        copy_bytes(stage + v_at, tile_v + b0 * 16 / v.chunk_tokens * v.chunk_bytes, v.chunk_bytes, w.lane);
+        copy_bytes(stage + v_meta_at, tile_v + TILE_TOKENS / v.chunk_tokens * v.chunk_bytes, v.meta_bytes, w.lane);
+    };
+
+    for (int i = 0; i < n_stages - 1; i++) {
+        if (i < n_steps)
+            fetch(i);
+        commit_async();
+    }
+    for (int step = 0; step < n_steps; step++) {
+        __syncwarp(); /* the stage fetched next was read in the step before */
+        if (step + n_stages - 1 < n_steps)
+            fetch(step + n_stages - 1);
+        commit_async();
+        if (n_stages == 2)
+            wait_async<1>();
+        else if (n_stages == 3)
+            wait_async<2>();
+        else
+            wait_async<3>();
+        __syncwarp();
+
+        const uint8_t *stage = w.ring + step % n_stages * stage_bytes;
+        int b0 = step % STEPS * NB;
+        int pos = ((w.u.first_tile + step / STEPS * N_WARPS + w.warp) * 4 + b0) * 16;
+        float s[NB][NT][4];
+        uint32_t p[NB][NT][2];
+        score<NT, NB>(w, k.path, stage + k_at, stage + k_meta_at, b0, s);
+        cap_and_mask<NT, NB>(w, pos, s);
+        softmax<HD, NT, NB>(s, out, p);
+        uint2 keep = make_uint2(~0u, ~0u);
+        if (NB == 1 && pos + 16 > (int)w.u.end) {
+            int token = pos + w.lane % 4 * 2, end = w.u.end;
+            keep.x = (token < end ? 0xffffu : 0) | (token + 1 < end ? 0xffff0000u : 0);
+            keep.y = (token + 8 < end ? 0xffffu : 0) | (token + 9 < end ? 0xffff0000u : 0);
+        }
+        mix<NT, NB>(w, v.path, stage + v_at, stage + v_meta_at, b0, keep, p, out);
+    }
+    wait_async<0>();
+}
+
+/* ---- merging ---- */
+
+/* Column results of the block: o (columns, LD) in the original basis, max and sum (columns). All in shared memory. */
+template <int NT>
+__device__ void merge_warps(const unit_state<NT> &w, const tile_side &v, output_block<HD, NT> &out, float *o, float *max_sum) {
+    constexpr int N_COLS = 8 * NT;
+    float *maxes = max_sum + 2 * N_COLS, *sums = maxes + N_WARPS * N_COLS; /* (warp, column) */
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            for (int k = 4; k < 32; k *= 2)
+                out.sum[nt][c] += __shfl_xor_sync(~0u, out.sum[nt][c], k);
+            if (w.lane < 4) {
+                maxes[w.warp * N_COLS + 8 * nt + 2 * w.lane + c] = out.max[nt][c];
+                sums[w.warp * N_COLS + 8 * nt + 2 * w.lane + c] = out.sum[nt][c];
+            }
+        }
+    __syncthreads();
+    if (threadIdx.x < N_COLS) {
+        float max = NO_MAX, sum = 0.0f;
+        for (int i = 0; i < N_WARPS; i++)
+            max = fmaxf(max, maxes[i * N_COLS + threadIdx.x]);
+        for (int i = 0; i < N_WARPS; i++)
+            sum += sums[i * N_COLS + threadIdx.x] * exp2_fast(maxes[i * N_COLS + threadIdx.x] - max);
+        max_sum[threadIdx.x] = max;
+        max_sum[N_COLS + threadIdx.x] = sum;
+    }
+    __syncthreads();
+    float codes = v.bits == 16 ? 1.0f : v.bits == 4 ? (float)(1 << 20) : v.bits == 2 ? (float)(1 << 18) : (float)(1 << 24);
+    int group = v.path == PATH_AFFINE_2_G64 ? 64 : 32;
+    float zero_factor = v.offset > 0 ? -(float)v.offset : 1.0f;
+    for (int turn = 0; turn < N_WARPS; turn++) {
+        if (turn == w.warp) {
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    int col = 8 * nt + w.lane % 4 * 2 + c;
+                    float factor = exp2_fast(out.max[nt][c] - max_sum[col]);
+#pragma unroll
+                    for (int j = 0; j < N_J; j++) {
+                        /* the zero of channel group g lies in row g: lane 4 g + lane % 4, the first half of rows */
+                        float zero = __shfl_sync(~0u, out.zero[nt][c], 16 * j / group % 8 * 4 + w.lane % 4);
+#pragma unroll
+                        for (int half = 0; half < 2; half++) {
+                            float *to = &o[col * LD + 16 * j + w.lane / 4 + 8 * half];
+                            float value = (out.o[j][nt][c + 2 * half] * codes + zero * zero_factor) * factor;
+                            *to = turn == 0 ? value : *to + value;
+                        }
+                    }
+                }
+        }
+        __syncthreads();
+    }
+    if (w.u.coded && v.rotated) {
+        hadamard<HD>(o, N_COLS, LD);
+        for (int i = threadIdx.x; i < N_COLS * HD; i += blockDim.x) {
+            float value = o[i / HD * LD + i % HD] * hadamard_factor<HD>();
+            o[i / HD * LD + i % HD] = rotate_negative(i % HD) ? -value : value;
+        }
+        __syncthreads();
+    }
+}
+
+__device__ __forceinline__ void write_output(const attend_args &a, const attend_unit &u, int head_group, int col, int d, float o,
+                                             float max, float sum) {
+    int c = u.first_col + col, head = u.head * head_group + c % head_group;
+    if (a.sink_logits != NULL) {
+        float sink = a.sink_logits[head] * LOG2E, top = fmaxf(max, sink), scale = exp2_fast(max - top);
+        o *= scale;
+        sum = sum * scale + exp2_fast(sink - top);
+    }
+    a.o[((size_t)(u.row + c / head_group) * a.n_head + head) * HD + d] = o / sum;
+}
+
+/* The last block of an output to arrive merges the units. partial: (unit, N_COLS, HD + 2), max and sum last */
+template <int NT> __device__ void merge_units(const attend_args &a, const attend_unit &u, uint32_t unit, int head_group, const float *o,
+                                              const float *max_sum, bool *is_last) {
+    constexpr int N_COLS = 8 * NT, ROW = HD + 2;
+    float *mine = a.partial + (size_t)unit * N_COLS * ROW;
+    for (int i = threadIdx.x; i < (int)u.n_cols * HD; i += blockDim.x)
+        __stcg(&mine[i / HD * ROW + i % HD], o[i / HD * LD + i % HD]);
+    if (threadIdx.x < u.n_cols) {
+        __stcg(&mine[threadIdx.x * ROW + HD], max_sum[threadIdx.x]);
+        __stcg(&mine[threadIdx.x * ROW + HD + 1], max_sum[N_COLS + threadIdx.x]);
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0)
+        *is_last = atomicAdd(&a.arrived[u.output], 1) == u.n_units - 1;
+    __syncthreads();
+    if (!*is_last)
+        return;
+    __threadfence();
+    if (threadIdx.x == 0)
+        a.arrived[u.output] = 0;
+    const float *all = a.partial + (size_t)u.first_unit * N_COLS * ROW;
+    for (int i = threadIdx.x; i < (int)u.n_cols * HD; i += blockDim.x) {
+        int col = i / HD, d = i % HD;
+        const float *row = all + col * ROW;
+        float max = NO_MAX, sum = 0.0f, value = 0.0f;
+        for (uint32_t n = 0; n < u.n_units; n++)
+            max = fmaxf(max, __ldcg(&row[(size_t)n * N_COLS * ROW + HD]));
+#pragma unroll 8
+        for (uint32_t n = 0; n < u.n_units; n++) {
+            const float *part = row + (size_t)n * N_COLS * ROW;
+            float factor = exp2_fast(__ldcg(&part[HD]) - max);
+            sum += factor * __ldcg(&part[HD + 1]);
+            value += factor * __ldcg(&part[d]);
+        }
+        write_output(a, u, head_group, col, d, value, max, sum);
+    }
+}
+
+template <int NT> __device__ void run_unit(const attend_args &a, uint32_t unit, uint8_t *memory) {
+    constexpr int N_COLS = 8 * NT;
+    unit_state<NT> w;
+    w.a = &a;
+    w.u = a.units[unit];
+    w.warp = threadIdx.x / 32;
+    w.lane = threadIdx.x % 32;
+    w.head_group = a.n_head / a.n_head_kv;
+    w.cols = reinterpret_cast<column_block<HD, NT> *>(memory);
+    uint8_t *rings = memory + (sizeof(column_block<HD, NT>) + 127) / 128 * 128;
+    w.ring = rings + w.warp * a.ring_bytes;
+    float *floats = reinterpret_cast<float *>(rings); /* before and after the walk the rings are free */
+    prepare_columns<NT>(a, w.u, w.head_group, floats, w.cols);
+
+    output_block<HD, NT> out;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            out.zero[nt][i] = 0.0f;
+#pragma unroll
+            for (int j = 0; j < N_J; j++)
+                out.o[j][nt][i] = 0.0f;
+        }
+        out.max[nt][0] = out.max[nt][1] = NO_MAX;
+        out.sum[nt][0] = out.sum[nt][1] = 0.0f;
+    }
+    tile_side raw = {PATH_F16, 16, 0, 16, HD * 32, 0, 0};
+    tile_side k = w.u.coded ? a.k : raw, v = w.u.coded ? a.v : raw;
+    if (k.chunk_tokens == 64 && v.chunk_tokens == 64)
+        walk<NT, 4>(w, k, v, out);
+    else if (k.chunk_tokens == 32 && v.chunk_tokens == 32)
+        walk<NT, 2>(w, k, v, out);
+    else
+        walk<NT, 1>(w, k, v, out);
+    __syncthreads();
+    float *max_sum = floats + N_COLS * LD;
+    merge_warps<NT>(w, v, out, floats, max_sum);
+    if (w.u.n_units == 1) {
+        for (int i = threadIdx.x; i < (int)w.u.n_cols * HD; i += blockDim.x)
+            write_output(a, w.u, w.head_group, i / HD, i % HD, floats[i / HD * LD + i % HD], max_sum[i / HD],
+                         max_sum[N_COLS + i / HD]);
+    } else {
+        merge_units<NT>(a, w.u, unit, w.head_group, floats, max_sum,
+                        reinterpret_cast<bool *>(max_sum + (2 + 2 * N_WARPS) * N_COLS));
+    }
+    __syncthreads();
+}
+
+template <int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT == 1 && HD <= 128 ? 3 : HD * NT <= 256 ? 2 : 1)
+    attend_kernel(const __grid_constant__ attend_args a) {
+    extern __shared__ __align__(128) uint8_t memory[];
+    for (uint32_t unit = blockIdx.x; unit < *a.n_units; unit += gridDim.x)
+        run_unit<NT>(a, unit, memory);
+}
+
+template <int NT> cudaError_t launch(const attend_args *args, uint32_t n_blocks, cudaStream_t stream) {
+    size_t shared = (sizeof(column_block<HD, NT>) + 127) / 128 * 128 + N_WARPS * (size_t)args->ring_bytes;
+    attend_kernel<NT><<<n_blocks, 32 * N_WARPS, shared, stream>>>(*args);
+    return cudaGetLastError();
+}
+
+template <int NT> int blocks_per_sm(uint32_t ring_bytes) {
+    int n = 0;
+    size_t shared = (sizeof(column_block<HD, NT>) + 127) / 128 * 128 + N_WARPS * (size_t)ring_bytes;
+    if (cudaFuncSetAttribute(attend_kernel<NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) != cudaSuccess ||
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, attend_kernel<NT>, 32 * N_WARPS, shared) != cudaSuccess)
+        return 0;
+    return n;
+}
+
+} // namespace
+
+#define NAME2(name, hd) name##_##hd
+#define NAME1(name, hd) NAME2(name, hd)
+
+/* n_tiles: column tiles of 8, 1 or 2. Returns 0 if the GPU cannot hold a block. */
+extern "C" int NAME1(kvq_cuda_attend_blocks, KVQ_HEAD_DIM)(int n_tiles, uint32_t ring_bytes) {
+    return n_tiles == 1 ? blocks_per_sm<1>(ring_bytes) : blocks_per_sm<2>(ring_bytes);
+}
+
+extern "C" cudaError_t NAME1(kvq_cuda_attend_launch, KVQ_HEAD_DIM)(int n_tiles, const attend_args *args, uint32_t n_blocks,
+                                                                   cudaStream_t stream) {
+    return n_tiles == 1 ? launch<1>(args, n_blocks, stream) : launch<2>(args, n_blocks, stream);
+}
+
+extern "C" cudaError_t NAME1(kvq_cuda_attend_attributes, KVQ_HEAD_DIM)(cudaFuncAttributes *out) {
+    return cudaFuncGetAttributes(out, attend_kernel<1>);
+}

@@ -1,0 +1,547 @@
+/*
+ * Checks and times the CUDA backend on a machine with a GPU; built as kvq_cuda_check beside the library.
+ *
+ *   kvq_cuda_check kv                    encoded bytes against the codecs, attention against float64 over the decoded tiles
+ *   kvq_cuda_check attend                time per layer of decode attention, every KV type
+ *   kvq_cuda_check model FILE KV N_SEQ DEPTH...   tokens per second of decode steps at these depths
+ *
+ * Exit status 0 if nothing failed; 77 if there is no GPU.
+ */
+#define _GNU_SOURCE
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/half.h"
+#include "engine/engine.h"
+#include "kv/pack.h"
+#include "tile.h"
+
+static void die(const char *what) {
+    fprintf(stderr, "%s: %s\n", what, pykvq_last_error());
+    exit(1);
+}
+
+#define TRY(call)         \
+    if ((call) != PYKVQ_OK) \
+    die(#call)
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static uint64_t random_state = 88172645463325252u;
+
+static float uniform(void) {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (float)(random_state >> 40) * 0x1p-24f;
+}
+
+static float normal(void) {
+    float sum = 0;
+    for (int i = 0; i < 12; i++)
+        sum += uniform();
+    return sum - 6;
+}
+
+/* ---- one sequence through the backend ---- */
+
+typedef struct fixture {
+    kvq_backend *be;
+    kvq_kv_layer kv;
+    uint32_t n_tiles, n_kv, n_head, n_q;
+    kvq_page *pages;
+    float *k, *v, *q, *o;    /* host */
+    float *dk, *dv, *dq, *d_o; /* device */
+} fixture;
+
+static size_t round64(size_t n) {
+    return (n + 63) / 64 * 64;
+}
+
+static void *device(kvq_backend *be, size_t n_bytes) {
+    void *memory;
+    TRY(be->ops->alloc(be, n_bytes, "check", &memory));
+    return memory;
+}
+
+static kvq_kv_layer make_layer(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, uint32_t n_head_kv, uint32_t head_dim,
+                               uint32_t n_raw, uint32_t n_coded) {
+    kvq_kv_layer kv = {.n_head_kv = n_head_kv, .head_dim = head_dim, .k = k, .v = v};
+    kv.k_tile_bytes = round64(k->tile_bytes(k, head_dim));
+    kv.v_tile_bytes = round64(v->tile_bytes(v, head_dim));
+    kv.raw = device(be, n_raw * kvq_raw_head_halfs(&kv) * n_head_kv * 2);
+    kv.coded = device(be, n_coded * (kv.k_tile_bytes + kv.v_tile_bytes) * n_head_kv);
+    return kv;
+}
+
+static void store(fixture *f, uint32_t first, uint32_t n) {
+    int32_t *positions = malloc(n * sizeof *positions);
+    for (uint32_t i = 0; i < n; i++)
+        positions[i] = (int32_t)(first + i);
+    kvq_span span = {.n_tokens = n, .pos = first, .pages = {f->pages}};
+    kvq_batch batch = {.n_tokens = n, .n_spans = 1, .tokens = positions, .positions = positions, .spans = &span};
+    size_t offset = (size_t)first * f->kv.n_head_kv * f->kv.head_dim;
+    TRY(f->be->ops->step_begin(f->be, &batch));
+    f->be->ops->store(f->be, &(kvq_heads){.n_head_kv = f->kv.n_head_kv, .head_dim = f->kv.head_dim, .k = f->dk + offset,
+                                          .v = f->dv + offset, .kv = &f->kv});
+    TRY(f->be->ops->step_end(f->be, true));
+    free(positions);
+}
+
+static void encode(kvq_backend *be, const kvq_kv_layer *layers, uint32_t n_layers, const kvq_encode_job *jobs, uint32_t n_jobs) {
+    kvq_page none[1] = {0};
+    int32_t zero = 0;
+    for (uint32_t first = 0; first < n_jobs; first += 8) {
+        kvq_span span = {.n_tokens = 1, .pages = {none}};
+        kvq_batch batch = {.n_tokens = 1, .n_spans = 1, .tokens = &zero, .positions = &zero, .spans = &span};
+        TRY(be->ops->step_begin(be, &batch));
+        for (uint32_t i = 0; i < n_layers; i++)
+            be->ops->encode(be, &layers[i], jobs + first, n_jobs - first < 8 ? n_jobs - first : 8);
+        TRY(be->ops->step_end(be, true));
+    }
+}
+
+static void attend(fixture *f, uint32_t window, float softcap) {
+    int32_t positions[64];
+    kvq_span span = {.n_tokens = f->n_q, .pos = f->n_kv - f->n_q, .pages = {f->pages}};
+    kvq_batch batch = {.n_tokens = f->n_q, .n_spans = 1, .tokens = positions, .positions = positions, .spans = &span};
+    for (uint32_t i = 0; i < f->n_q; i++)
+        positions[i] = (int32_t)(span.pos + i);
+    TRY(f->be->ops->step_begin(f->be, &batch));
+    f->be->ops->attend(f->be, &(kvq_attention){.n_head = f->n_head, .q = f->dq, .o = f->d_o, .window = window, .softcap = softcap,
+                                               .scale = 1.0f / sqrtf((float)f->kv.head_dim), .kv = &f->kv});
+    TRY(f->be->ops->step_end(f->be, true));
+    TRY(f->be->ops->copy(f->be, f->o, f->d_o, (size_t)f->n_q * f->n_head * f->kv.head_dim * sizeof(float)));
+}
+
+/* ---- encoded bytes ---- */
+
+static uint32_t family_of(const kvq_codec *codec) {
+    return codec->bits == 16 ? FAMILY_F16 : !codec->rotated ? FAMILY_KIVI : codec->group == 32 ? FAMILY_BLOCKS : FAMILY_KVARN;
+}
+
+/* The canonical tile that the GPU's bytes stand for. */
+static void to_canonical(const kvq_codec *codec, uint32_t head_dim, const uint8_t *gpu, uint8_t *out) {
+    bool is_k = codec->side == 'k';
+    if (codec->bits == 16) {
+        for (uint32_t t = 0; t < KVQ_TILE; t++)
+            for (uint32_t d = 0; d < head_dim; d++)
+                ((uint16_t *)out)[is_k ? d * KVQ_TILE + t : t * head_dim + d] =
+                    ((const uint16_t *)gpu)[place_half(is_k, head_dim, t, d)];
+        return;
+    }
+    uint8_t codes[KVQ_TILE * KVQ_MAX_HEAD_DIM];
+    for (uint32_t t = 0; t < KVQ_TILE; t++)
+        for (uint32_t d = 0; d < head_dim; d++)
+            codes[t * head_dim + d] =
+                (uint8_t)get_code((const uint32_t *)gpu, place_code(is_k, codec->bits, head_dim, t, d), codec->bits);
+    kvq_pack(codec->side, codec->bits, head_dim, codes, out);
+    size_t n_codes = kvq_codes_bytes(codec->bits, head_dim);
+    uint32_t family = family_of(codec);
+    for (uint32_t i = 0; i < meta_halfs(family, is_k, codec->group, head_dim); i++)
+        ((uint16_t *)(out + n_codes))[i] =
+            ((const uint16_t *)(gpu + n_codes))[meta_place(family, is_k, codec->group, head_dim, i)];
+}
+
+/* Bytes of a tile that differ from the codec's own; decoded gets what the codec's own stand for. */
+static uint32_t compare_tile(const kvq_codec *codec, uint32_t head_dim, const uint8_t *gpu, const float *x, float *decoded) {
+    size_t n_bytes = codec->tile_bytes(codec, head_dim);
+    uint8_t *expected = aligned_alloc(64, round64(n_bytes)), *got = aligned_alloc(64, round64(n_bytes));
+    codec->encode(codec, x, head_dim, expected);
+    codec->decode(codec, expected, head_dim, decoded);
+    to_canonical(codec, head_dim, gpu, got);
+    uint32_t n = 0;
+    for (size_t i = 0; i < n_bytes; i++)
+        n += expected[i] != got[i];
+    free(expected);
+    free(got);
+    return n;
+}
+
+/* ---- attention against float64 ---- */
+
+static double reference_error(const fixture *f, const float *k, const float *v, uint32_t window, float softcap) {
+    uint32_t hd = f->kv.head_dim, n_kv_head = f->kv.n_head_kv, group = f->n_head / n_kv_head;
+    double difference = 0, norm = 0, *s = malloc(f->n_kv * sizeof *s), *o = malloc(hd * sizeof *o);
+    for (uint32_t i = 0; i < f->n_q; i++)
+        for (uint32_t h = 0; h < f->n_head; h++) {
+            uint32_t pos = f->n_kv - f->n_q + i, first = window > 0 && pos + 1 > window ? pos + 1 - window : 0;
+            double max = -INFINITY, sum = 0;
+            for (uint32_t t = first; t <= pos; t++) {
+                double dot = 0;
+                for (uint32_t d = 0; d < hd; d++)
+                    dot += (double)f->q[((size_t)i * f->n_head + h) * hd + d] * k[((size_t)t * n_kv_head + h / group) * hd + d];
+                s[t] = dot / sqrt(hd);
+                s[t] = softcap > 0 ? softcap * tanh(s[t] / softcap) : s[t];
+                max = fmax(max, s[t]);
+            }
+            memset(o, 0, hd * sizeof *o);
+            for (uint32_t t = first; t <= pos; t++) {
+                double p = exp(s[t] - max);
+                sum += p;
+                for (uint32_t d = 0; d < hd; d++)
+                    o[d] += p * v[((size_t)t * n_kv_head + h / group) * hd + d];
+            }
+            for (uint32_t d = 0; d < hd; d++) {
+                double got = f->o[((size_t)i * f->n_head + h) * hd + d], want = o[d] / sum;
+                difference += (got - want) * (got - want);
+                norm += want * want;
+            }
+        }
+    free(s);
+    free(o);
+    return sqrt(difference / norm);
+}
+
+static uint32_t n_failed;
+
+static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, uint32_t hd, uint32_t group, uint32_t n_q,
+                       uint32_t n_kv, uint32_t window, float softcap) {
+    uint32_t n_head_kv = 2, sink = 1, n_tiles = (n_kv + 63) / 64, n_coded = n_tiles > sink + 2 ? n_tiles - sink - 2 : 0;
+    fixture f = {.be = be, .n_kv = n_kv, .n_head = n_head_kv * group, .n_q = n_q, .n_tiles = n_tiles};
+    size_t n = (size_t)n_kv * n_head_kv * hd, n_query = (size_t)n_q * f.n_head * hd;
+    f.kv = make_layer(be, k, v, n_head_kv, hd, n_tiles, n_coded + 1);
+    f.pages = malloc(n_tiles * sizeof *f.pages);
+    f.k = malloc(n * 4), f.v = malloc(n * 4), f.q = malloc(n_query * 4), f.o = malloc(n_query * 4);
+    f.dk = device(be, n * 4), f.dv = device(be, n * 4), f.dq = device(be, n_query * 4), f.d_o = device(be, n_query * 4);
+    for (size_t i = 0; i < n; i++) {
+        f.k[i] = normal() * (i % hd % 17 == 3 ? 6.0f : 1.0f) + (i % hd % 23 == 5 ? 4.0f : 0.0f);
+        f.v[i] = normal() * (i % hd % 29 == 3 ? 4.0f : 0.5f);
+    }
+    for (size_t i = 0; i < n_query; i++)
+        f.q[i] = normal();
+    TRY(be->ops->copy(be, f.dk, f.k, n * 4));
+    TRY(be->ops->copy(be, f.dv, f.v, n * 4));
+    TRY(be->ops->copy(be, f.dq, f.q, n_query * 4));
+    size_t raw_bytes = n_tiles * kvq_raw_head_halfs(&f.kv) * n_head_kv * 2;
+    uint8_t *poison = malloc(raw_bytes);
+    memset(poison, 0xff, raw_bytes);
+    TRY(be->ops->copy(be, f.kv.raw, poison, raw_bytes));
+    free(poison);
+    for (uint32_t i = 0; i < n_tiles; i++)
+        f.pages[i] = n_tiles - 1 - i;
+    for (uint32_t first = 0; first < n_kv; first += 256)
+        store(&f, first, n_kv - first < 256 ? n_kv - first : 256);
+    kvq_encode_job *jobs = malloc((n_coded + 1) * sizeof *jobs);
+    for (uint32_t i = 0; i < n_coded; i++)
+        jobs[i] = (kvq_encode_job){.raw = f.pages[sink + i], .coded = i | KVQ_PAGE_CODED, .tile = sink + i};
+    encode(be, &f.kv, 1, jobs, n_coded);
+    for (uint32_t i = 0; i < n_coded; i++)
+        f.pages[sink + i] = jobs[i].coded;
+    attend(&f, window, softcap);
+
+    for (size_t i = 0; i < n; i++) {
+        f.k[i] = kvq_f16_to_f32(kvq_f32_to_f16(f.k[i]));
+        f.v[i] = kvq_f16_to_f32(kvq_f32_to_f16(f.v[i]));
+    }
+    uint32_t n_bad = 0;
+    size_t page_bytes = (f.kv.k_tile_bytes + f.kv.v_tile_bytes) * n_head_kv;
+    uint8_t *page = malloc(page_bytes);
+    float *x = malloc(KVQ_TILE * hd * 4), *decoded = malloc(KVQ_TILE * hd * 4);
+    for (uint32_t i = 0; i < n_coded; i++) {
+        TRY(be->ops->copy(be, page, f.kv.coded + i * page_bytes, page_bytes));
+        for (uint32_t h = 0; h < n_head_kv; h++)
+            for (int side = 0; side < 2; side++) {
+                float *from = side == 0 ? f.k : f.v;
+                for (uint32_t t = 0; t < KVQ_TILE; t++)
+                    memcpy(x + t * hd, from + (((size_t)(sink + i) * KVQ_TILE + t) * n_head_kv + h) * hd, hd * 4);
+                const uint8_t *tile = page + h * (f.kv.k_tile_bytes + f.kv.v_tile_bytes) + (side == 0 ? 0 : f.kv.k_tile_bytes);
+                n_bad += compare_tile(side == 0 ? k : v, hd, tile, x, decoded);
+                for (uint32_t t = 0; t < KVQ_TILE; t++)
+                    memcpy(from + (((size_t)(sink + i) * KVQ_TILE + t) * n_head_kv + h) * hd, decoded + t * hd, hd * 4);
+            }
+    }
+    double error = reference_error(&f, f.k, f.v, window, softcap);
+    bool good = n_bad == 0 && error < 2e-3;
+    n_failed += !good;
+    if (!good || getenv("VERBOSE"))
+        printf("%s K %-10s V %-10s hd %3u g %2u q %2u kv %4u window %3u cap %2.0f: error %.2e, bytes that differ %u\n",
+               good ? "ok  " : "FAIL", k->name, v->name, hd, group, n_q, n_kv, window, (double)softcap, error, n_bad);
+    be->ops->free(be, f.kv.raw, 0), be->ops->free(be, f.kv.coded, 0), be->ops->free(be, f.dk, 0), be->ops->free(be, f.dv, 0);
+    be->ops->free(be, f.dq, 0), be->ops->free(be, f.d_o, 0);
+    free(f.pages), free(f.k), free(f.v), free(f.q), free(f.o), free(jobs), free(page), free(x), free(decoded);
+}
+
+static kvq_backend *open_backend(uint32_t head_dim, uint32_t n_batch, uint32_t n_seq, uint32_t n_tiles) {
+    kvq_device cuda;
+    kvq_backend *be;
+    if (kvq_device_find("cuda", &cuda) != PYKVQ_OK) {
+        printf("skipped: %s\n", pykvq_last_error());
+        exit(77);
+    }
+    kvq_backend_limits limits = {.n_threads = 1, .n_batch = n_batch, .n_seq = n_seq, .n_tiles = n_tiles, .max_n_in = 4096,
+                                 .max_n_ff = 4096, .max_n_head = 64, .max_head_dim = head_dim, .max_head_group = 16};
+    TRY(kvq_backend_create(cuda, &limits, &be));
+    return be;
+}
+
+static bool supported(kvq_backend *be, const kvq_kv_type *type) {
+    return be->ops->kv_check(be, type->k, type->v) == PYKVQ_OK;
+}
+
+static int check_kv(void) {
+    static const uint32_t head_dims[] = {16, 32, 64, 80, 96, 112, 128, 256}, lengths[] = {1, 63, 64, 65, 256, 331};
+    uint32_t n_checks = 0;
+    for (size_t h = 0; h < sizeof head_dims / sizeof head_dims[0]; h++) {
+        kvq_backend *be = open_backend(head_dims[h], 256, 4, 64);
+        for (uint32_t i = 0; i < kvq_kv_type_count(); i++)
+            for (uint32_t j = 0; j < kvq_kv_type_count(); j++) {
+                const kvq_kv_type *a = kvq_kv_type_at(i), *b = kvq_kv_type_at(j);
+                if (!supported(be, a) || !supported(be, b))
+                    continue;
+                uint32_t turn = i * 7 + j * 3 + (uint32_t)h;
+                check_pair(be, a->k, b->v, head_dims[h], 1 + turn % 8, 1, 64 * 7 + 17 + turn, 0, 0);
+                n_checks++;
+                if (i != j)
+                    continue;
+                for (size_t n = 0; n < sizeof lengths / sizeof lengths[0]; n++, n_checks++)
+                    check_pair(be, a->k, b->v, head_dims[h], 4, 1, lengths[n], 0, 0);
+                check_pair(be, a->k, b->v, head_dims[h], 16, 1, 64 * 9, 0, 0);
+                check_pair(be, a->k, b->v, head_dims[h], 4, 16, 64 * 9 + 3, 0, 0);
+                check_pair(be, a->k, b->v, head_dims[h], 7, 5, 64 * 9 + 3, 150, 0);
+                check_pair(be, a->k, b->v, head_dims[h], 3, 1, 64 * 9 + 3, 0, 30.0f);
+                n_checks += 4;
+            }
+        be->ops->destroy(be);
+    }
+    printf("%u checks, %u failed\n", n_checks, n_failed);
+    return n_failed > 0;
+}
+
+/* ---- time of attention ---- */
+
+/* Pages with random content: f16 normals; encoded pages made of them. */
+static void fill_layers(kvq_backend *be, kvq_kv_layer *layers, uint32_t n_layers, uint32_t n_raw, uint32_t n_coded) {
+    size_t n = kvq_raw_head_halfs(&layers[0]) * layers[0].n_head_kv;
+    uint32_t n_random = n_raw < 8 ? n_raw : 8;
+    uint16_t *halfs = malloc(n_random * n * 2);
+    for (size_t i = 0; i < n_random * n; i++)
+        halfs[i] = kvq_f32_to_f16(normal());
+    for (uint32_t i = 0; i < n_layers; i++) {
+        TRY(be->ops->copy(be, layers[i].raw, halfs, n_random * n * 2));
+        for (uint32_t page = n_random; page < n_raw; page++)
+            TRY(be->ops->copy(be, layers[i].raw + page * n, layers[i].raw + page % n_random * n, n * 2));
+    }
+    free(halfs);
+    kvq_encode_job *jobs = malloc((n_coded + 1) * sizeof *jobs);
+    for (uint32_t i = 0; i < n_coded; i++)
+        jobs[i] = (kvq_encode_job){.raw = i % n_random, .coded = i | KVQ_PAGE_CODED, .tile = i};
+    encode(be, layers, n_layers, jobs, n_coded);
+    free(jobs);
+}
+
+static double time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_seq, uint32_t group, double *terabytes) {
+    enum { LAYERS = 32, HD = 128, HEADS = 8 };
+    uint32_t n_tiles = n_kv / 64, n_coded_seq = type->tail == UINT32_MAX ? 0 : n_tiles - 2, n_raw_seq = n_tiles - n_coded_seq;
+    kvq_backend *be = open_backend(HD, 64, n_seq, n_tiles);
+    size_t layer_bytes = 0;
+    kvq_kv_layer layers[LAYERS];
+    uint32_t n_distinct = 0;
+    for (; n_distinct < LAYERS && (n_distinct < 2 || n_distinct * layer_bytes < (size_t)6 << 30); n_distinct++) {
+        layers[n_distinct] = make_layer(be, type->k, type->v, HEADS, HD, n_raw_seq * n_seq, n_coded_seq * n_seq + 1);
+        layer_bytes = ((size_t)n_raw_seq * 4 * HD * KVQ_TILE +
+                       n_coded_seq * (layers[0].k_tile_bytes + layers[0].v_tile_bytes)) * HEADS * n_seq;
+    }
+    fill_layers(be, layers, n_distinct, n_raw_seq * n_seq, n_coded_seq * n_seq);
+    kvq_span *spans = calloc(n_seq, sizeof *spans);
+    int32_t *positions = calloc(n_seq, sizeof *positions);
+    uint32_t *rows = calloc(n_seq, sizeof *rows);
+    for (uint32_t s = 0; s < n_seq; s++) {
+        kvq_page *pages = malloc(n_tiles * sizeof *pages);
+        uint32_t raw = s * n_raw_seq, coded = s * n_coded_seq;
+        for (uint32_t i = 0; i < n_tiles; i++)
+            pages[i] = i == 0 || i == n_tiles - 1 || n_coded_seq == 0 ? raw++ : coded++ | KVQ_PAGE_CODED;
+        positions[s] = (int32_t)n_kv - 1;
+        rows[s] = s;
+        spans[s] = (kvq_span){.first = s, .n_tokens = 1, .pos = n_kv - 1, .pages = {pages}};
+    }
+    kvq_batch batch = {.n_tokens = n_seq, .n_spans = n_seq, .n_logits = n_seq, .tokens = positions, .positions = positions,
+                       .spans = spans, .logit_rows = rows};
+    size_t n_query = (size_t)n_seq * HEADS * group * HD;
+    float *q = malloc(n_query * 4), *dq = device(be, n_query * 4), *d_o = device(be, n_query * 4);
+    for (size_t i = 0; i < n_query; i++)
+        q[i] = normal();
+    TRY(be->ops->copy(be, dq, q, n_query * 4));
+    double best = 1e9;
+    for (int turn = 0; turn < 12; turn++) {
+        double start = seconds();
+        TRY(be->ops->step_begin(be, &batch));
+        for (uint32_t i = 0; i < LAYERS; i++)
+            be->ops->attend(be, &(kvq_attention){.n_head = HEADS * group, .q = dq, .o = d_o, .scale = 0.088f,
+                                                 .kv = &layers[i % n_distinct]});
+        TRY(be->ops->step_end(be, true));
+        double elapsed = seconds() - start;
+        best = turn > 1 && elapsed < best ? elapsed : best;
+    }
+    *terabytes = (double)layer_bytes * LAYERS / best * 1e-12;
+    for (uint32_t i = 0; i < n_distinct; i++)
+        be->ops->free(be, layers[i].raw, 0), be->ops->free(be, layers[i].coded, 0);
+    be->ops->free(be, dq, 0), be->ops->free(be, d_o, 0);
+    be->ops->destroy(be);
+    return best / LAYERS * 1e6;
+}
+
+static int time_all(int argc, char **argv) {
+    static const struct {
+        uint32_t n_kv, n_seq, group;
+    } shapes[] = {{131072, 1, 4}, {32768, 1, 4}, {131072, 1, 8}, {8192, 32, 4}, {131072, 4, 4}};
+    for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
+        for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
+            const kvq_kv_type *type = kvq_kv_type_at(i);
+            kvq_backend *be = open_backend(128, 64, 1, 16);
+            bool runs = supported(be, type);
+            be->ops->destroy(be);
+            double terabytes;
+            if (!runs)
+                continue;
+            double us = time_attend(type, shapes[s].n_kv, shapes[s].n_seq, shapes[s].group, &terabytes);
+            printf("{\"kv\": \"%s\", \"n_kv\": %u, \"n_seq\": %u, \"group\": %u, \"us_per_layer\": %.1f, \"terabytes_per_second\": %.2f}\n",
+                   type->name, shapes[s].n_kv, shapes[s].n_seq, shapes[s].group, us, terabytes);
+            fflush(stdout);
+        }
+    return 0;
+}
+
+/* ---- time of a model's decode steps ---- */
+
+/* A sequence of n cached tokens whose pages hold random content. */
+static void pretend_cached(pykvq_engine *e, pykvq_seq *seq, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++)
+        seq->tokens[i] = 1 + (int32_t)(i % 100);
+    seq->n_tokens = n;
+    while (seq->n_cached < n) {
+        uint32_t step = n - seq->n_cached < e->layout.n_batch ? n - seq->n_cached : e->layout.n_batch;
+        memset(e->n_leaving, 0, sizeof e->n_leaving);
+        TRY(kvq_seq_reserve(seq, step));
+        kvq_seq_commit(seq, step);
+    }
+}
+
+static int time_model(int argc, char **argv) {
+    pykvq_model *model;
+    TRY(pykvq_model_open(argv[2], &model));
+    uint32_t n_seq = (uint32_t)atoi(argv[4]), deepest = 0;
+    for (int i = 5; i < argc; i++)
+        deepest = (uint32_t)atoi(argv[i]) > deepest ? (uint32_t)atoi(argv[i]) : deepest;
+    pykvq_engine_params params = {.size = sizeof params, .device = "cuda", .n_ctx = deepest + 640, .n_seq = n_seq, .kv = argv[3],
+                                  .kv_sink = -1, .kv_tail = -1};
+    pykvq_engine *e;
+    double start = seconds();
+    TRY(pykvq_engine_create(model, &params, &e));
+    printf("%s: engine in %.1f s\n", argv[3], seconds() - start);
+    kvq_kv_layer *layers = e->forward.kv;
+    fill_layers(e->forward.be, layers, model->h.n_layer, e->groups[0].n_raw_pages, e->groups[0].n_coded_pages);
+    for (int i = 5; i < argc; i++) {
+        uint32_t depth = (uint32_t)atoi(argv[i]), n_steps = 40;
+        pykvq_seq *seqs[64];
+        for (uint32_t s = 0; s < n_seq; s++) {
+            TRY(pykvq_seq_create(e, &seqs[s]));
+            pretend_cached(e, seqs[s], depth);
+        }
+        if (n_seq == 1) { /* a prompt of 512 on top */
+            int32_t prompt[512];
+            for (int t = 0; t < 512; t++)
+                prompt[t] = 1 + t % 200;
+            TRY(pykvq_seq_push(seqs[0], prompt, 512));
+            start = seconds();
+            while (pykvq_seq_n_pending(seqs[0]) > 0)
+                TRY(pykvq_engine_step(e, seqs, 1));
+            printf("{\"kv\": \"%s\", \"depth\": %u, \"prefill_512_tokens_per_second\": %.1f}\n", argv[3], depth,
+                   512 / (seconds() - start));
+        }
+        double best = 1e9;
+        for (uint32_t step = 0; step < n_steps; step++) {
+            int32_t token = 5;
+            for (uint32_t s = 0; s < n_seq; s++)
+                TRY(pykvq_seq_push(seqs[s], &token, 1));
+            start = seconds();
+            TRY(pykvq_engine_step(e, seqs, n_seq));
+            double elapsed = seconds() - start;
+            best = step > 3 && elapsed < best ? elapsed : best;
+        }
+        printf("{\"kv\": \"%s\", \"n_seq\": %u, \"depth\": %u, \"decode_tokens_per_second\": %.1f, \"ms\": %.3f}\n", argv[3], n_seq,
+               depth, n_seq / best, best * 1e3);
+        fflush(stdout);
+        for (uint32_t s = 0; s < n_seq; s++)
+            TRY(pykvq_seq_destroy(seqs[s]));
+    }
+    pykvq_engine_destroy(e);
+    pykvq_model_close(model);
+    return 0;
+}
+
+/* Greedy tokens and the largest logit differences between cpu and cuda, fed the same tokens. */
+static int compare_model(int argc, char **argv) {
+    pykvq_model *model;
+    TRY(pykvq_model_open(argv[2], &model));
+    const char *devices[2] = {"cpu", "cuda"};
+    uint32_t n_prompt = 300, n_decode = 40, n_vocab = model->h.n_vocab;
+    float *logits[2];
+    for (int d = 0; d < 2; d++) {
+        pykvq_engine_params params = {.size = sizeof params, .device = devices[d], .n_ctx = 1024, .kv = argv[3], .kv_sink = -1,
+                                      .kv_tail = -1, .n_batch = 128, .n_logits = 128};
+        pykvq_engine *e;
+        pykvq_seq *seq;
+        TRY(pykvq_engine_create(model, &params, &e));
+        TRY(pykvq_seq_create(e, &seq));
+        logits[d] = malloc((size_t)(n_decode + 1) * n_vocab * sizeof(float));
+        for (uint32_t i = 0; i < n_prompt + n_decode; i++) {
+            int32_t token = 3 + (int32_t)((i * 7919 + i / 3) % 997);
+            TRY(pykvq_seq_push(seq, &token, 1));
+            if (i + 1 < n_prompt)
+                continue;
+            while (pykvq_seq_n_pending(seq) > 0)
+                TRY(pykvq_engine_step(e, &seq, 1));
+            TRY(pykvq_seq_logits(seq, 0, 1, logits[d] + (size_t)(i + 1 - n_prompt) * n_vocab));
+        }
+        pykvq_engine_destroy(e);
+    }
+    double worst = 0, kl = 0;
+    uint32_t same = 0;
+    for (uint32_t i = 0; i <= n_decode; i++) {
+        const float *a = logits[0] + (size_t)i * n_vocab, *b = logits[1] + (size_t)i * n_vocab;
+        double difference = 0, norm = 0, sum_a = 0, sum_b = 0, top_a = -1e30, top_b = -1e30;
+        uint32_t best_a = 0, best_b = 0;
+        for (uint32_t t = 0; t < n_vocab; t++) {
+            difference += (double)(a[t] - b[t]) * (a[t] - b[t]);
+            norm += (double)a[t] * a[t];
+            best_a = a[t] > a[best_a] ? t : best_a;
+            best_b = b[t] > b[best_b] ? t : best_b;
+        }
+        top_a = a[best_a], top_b = b[best_b];
+        for (uint32_t t = 0; t < n_vocab; t++)
+            sum_a += exp(a[t] - top_a), sum_b += exp(b[t] - top_b);
+        for (uint32_t t = 0; t < n_vocab; t++) {
+            double la = a[t] - top_a - log(sum_a), lb = b[t] - top_b - log(sum_b);
+            kl += exp(la) * (la - lb) / (n_decode + 1);
+        }
+        worst = fmax(worst, sqrt(difference / norm));
+        if (!(difference < INFINITY))
+            worst = INFINITY;
+        same += best_a == best_b;
+    }
+    bool good = worst < 0.1 && kl < 0.01;
+    printf("%s %s: logits cpu to cuda differ by at most %.2e of their norm, mean KL %.2e, same top %u of %u\n", good ? "ok  " : "FAIL",
+           argv[3], worst, kl, same, n_decode + 1);
+    return !good;
+}
+
+int main(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "kv") == 0)
+        return check_kv();
+    if (argc == 2 && strcmp(argv[1], "attend") == 0)
+        return time_all(argc, argv);
+    if (argc > 5 && strcmp(argv[1], "model") == 0)
+        return time_model(argc, argv);
+    if (argc == 4 && strcmp(argv[1], "compare") == 0)
+        return compare_model(argc, argv);
+    fprintf(stderr, "usage: kvq_cuda_check kv | attend | model FILE KV N_SEQ DEPTH... | compare FILE KV\n");
+    return 2;
+}

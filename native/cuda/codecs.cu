@@ -1,0 +1,40 @@
+/*
+ * Codecs are recognised by what their trait says of the tile: side, rotation, bits, group and size. A codec that looks the same
+ * in all of them has the same bytes by construction; one that differs in any is refused.
+ */
+#include "codecs.h"
+
+typedef struct known {
+    bool rotated;
+    uint32_t bits, group;
+    uint32_t family, k_path, v_path, offset;
+} known;
+
+static const known table[] = {
+    {false, 16, 1, FAMILY_F16, PATH_F16, PATH_F16, 0},
+    {false, 4, 32, FAMILY_KIVI, PATH_CHANNEL_4, PATH_AFFINE_4, 0},
+    {false, 2, 32, FAMILY_KIVI, PATH_CHANNEL_2, PATH_AFFINE_2, 0},
+    {false, 2, 64, FAMILY_KIVI, PATH_CHANNEL_2_G64, PATH_AFFINE_2_G64, 0},
+    {true, 8, 32, FAMILY_BLOCKS, PATH_TOKEN_8, PATH_TOKEN_8, 128},
+    {true, 4, 32, FAMILY_BLOCKS, PATH_TOKEN_4, PATH_TOKEN_4, 8},
+    {true, 4, 64, FAMILY_KVARN, PATH_NORMED_4, PATH_NORMED_4, 0},
+    {true, 3, 64, FAMILY_KVARN, PATH_NORMED_3, PATH_NORMED_3, 0},
+    {true, 2, 64, FAMILY_KVARN, PATH_NORMED_2, PATH_NORMED_2, 0},
+};
+
+bool describe_codec(const kvq_codec *codec, uint32_t head_dim, tile_side *side, tile_format *format) {
+    bool is_k = codec->side == 'k';
+    for (const known &k : table) {
+        if (k.rotated != codec->rotated || k.bits != codec->bits || k.group != codec->group || codec->version != 1)
+            continue;
+        uint32_t meta_bytes = 2 * meta_halfs(k.family, is_k, k.group, head_dim);
+        if (codec->tile_bytes(codec, head_dim) != (size_t)KVQ_TILE * head_dim * k.bits / 8 + meta_bytes)
+            continue;
+        uint32_t chunk_tokens = k.bits == 16 ? 16 : k.bits == 8 ? 32 : 64;
+        *side = tile_side{is_k ? k.k_path : k.v_path, k.bits, k.offset, chunk_tokens, chunk_tokens * head_dim * k.bits / 8, meta_bytes,
+                          k.rotated};
+        *format = tile_format{k.family, k.bits, k.group, is_k, k.rotated};
+        return true;
+    }
+    return false;
+}

@@ -1,0 +1,80 @@
+/* Device helpers: tensor-core instructions, asynchronous copies, fast exponentials. */
+#ifndef KVQ_CUDA_DEVICE_CUH
+#define KVQ_CUDA_DEVICE_CUH
+
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+/* c (16 x 8, f32) += a (16 x 16, f16) . b (16 x 8, f16) */
+__device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};\n"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/* Transposes an 8 x 8 matrix of halves held as two per lane. */
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
+    uint32_t y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0,%1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ uint32_t pack_halfs(float low, float high) {
+    __half2 h = __floats2half2_rn(low, high);
+    return *reinterpret_cast<uint32_t *>(&h);
+}
+
+__device__ __forceinline__ uint32_t mul_halfs(uint32_t a, uint32_t b) {
+    __half2 h = __hmul2(*reinterpret_cast<__half2 *>(&a), *reinterpret_cast<__half2 *>(&b));
+    return *reinterpret_cast<uint32_t *>(&h);
+}
+
+/* 16 bytes from global to shared memory, past L1. */
+__device__ __forceinline__ void copy16_async(void *shared, const void *global) {
+    uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+}
+
+__device__ __forceinline__ void commit_async() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int N> __device__ __forceinline__ void wait_async() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/* The sign of kv/rotate.h. */
+__host__ __device__ __forceinline__ bool rotate_negative(uint32_t channel) {
+    uint32_t hash = (channel + 1) * 0x9E3779B1u;
+    hash = (hash ^ hash >> 15) * 0x85EBCA77u;
+    return (hash ^ hash >> 13) >> 31;
+}
+
+/* In place, by all threads of the block: Hadamard over the last dimension of x (n_rows, head_dim), row stride ld, with the
+ * butterflies and the factor of kv/rotate.h in its order. */
+template <int HD> __device__ __forceinline__ void hadamard(float *x, int n_rows, int ld) {
+    constexpr int N = HD & -HD;
+    for (int stride = 1; stride < N; stride *= 2) {
+        for (int i = threadIdx.x; i < n_rows * (HD / 2); i += blockDim.x) {
+            int row = i / (HD / 2), pair = i % (HD / 2);
+            float *p = x + row * ld + pair / stride * 2 * stride + pair % stride;
+            float a = p[0], b = p[stride];
+            p[0] = a + b;
+            p[stride] = a - b;
+        }
+        __syncthreads();
+    }
+}
+
+template <int HD> __device__ __forceinline__ float hadamard_factor() {
+    constexpr int N = HD & -HD; /* a power of two: 1/sqrt(N), rounded once */
+    return N == 256 ? 0x1p-4f : N == 128 ? 0x1.6a09e6p-4f : N == 64 ? 0x1p-3f : N == 32 ? 0x1.6a09e6p-3f : 0x1p-2f;
+}
+
+#endif

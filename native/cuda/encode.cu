@@ -1,0 +1,355 @@
+/*
+ * Encoding f16 tiles on the GPU: the float32 steps of the codecs in native/src/kv, in their order, so that the codes and scales
+ * are the same bits (this file is compiled without contraction of a * b + c). One block per (job, KV head, side); a column,
+ * token or channel that the reference walks through in order is walked by one thread.
+ *
+ * Cost: a tile is encoded once in its life, 64 tokens apart; 10 to 20 us a launch against 64 steps.
+ */
+#include "device.cuh"
+#include "encode.h"
+#include "tile.h"
+
+namespace {
+
+constexpr int N_THREADS = 256, N = TILE_TOKENS;
+constexpr float F16_MAX = 65504.0f;
+
+__device__ __forceinline__ float clamp(float x, float low, float high) {
+    return x < low ? low : x > high ? high : x;
+}
+
+__device__ __forceinline__ float round_even(float x) {
+    return __fadd_rn(__fadd_rn(x, 0x1.8p23f), -0x1.8p23f);
+}
+
+__device__ __forceinline__ float reciprocal(float x) {
+    return x > 0x1p-126f || x < -0x1p-126f ? __fdiv_rn(1.0f, x) : 0.0f;
+}
+
+__device__ __forceinline__ __half saturated(float x) {
+    return __float2half_rn(clamp(x, -F16_MAX, F16_MAX));
+}
+
+__device__ __forceinline__ float as_f16(float x) {
+    return __half2float(saturated(x));
+}
+
+/* What a block works on, in shared memory. */
+struct work {
+    int head_dim, ld;
+    float *y;       /* (64, ld) the tile, rotated if the codec is */
+    float *u;       /* (64, ld) scratch of the normalizing codecs */
+    uint32_t *words;
+    uint8_t *codes; /* (64, head_dim) */
+    float *token, *channel; /* factors: (64), (head_dim) */
+};
+
+/* ---- kv/affine.c: one column of n elements ---- */
+
+struct column {
+    float scale, zero, q, qq, y, yy, yq;
+};
+
+__device__ void round_codes(const float *x, int n, int stride, float n_steps, column &c, uint8_t *codes, int code_stride) {
+    float inverse = reciprocal(c.scale);
+    c.q = c.qq = c.y = c.yy = c.yq = 0.0f;
+    for (int i = 0; i < n; i++) {
+        float y = x[i * stride] - c.zero;
+        float q = round_even(clamp(y * inverse, 0.0f, n_steps));
+        codes[i * code_stride] = (uint8_t)q;
+        c.q += q;
+        c.qq += q * q;
+        c.y += y;
+        c.yy += y * y;
+        c.yq += y * q;
+    }
+}
+
+enum rule { LEAST_SQUARES, KEEP_NORM, UNBIASED };
+
+__device__ void refit(int n_rows, rule how, column &c) {
+    float n = (float)n_rows;
+    float var_q = c.qq - c.q * c.q / n, var_y = c.yy - c.y * c.y / n, cov = c.yq - c.y * c.q / n;
+    if (!(var_q > 0.0f && var_y > 0.0f && cov > 0.0f))
+        return;
+    float scale = how == LEAST_SQUARES ? cov / var_q : how == KEEP_NORM ? __fsqrt_rn(var_y / var_q) : var_y / cov;
+    c.scale = as_f16(scale);
+    c.zero = as_f16(c.zero + (c.y - c.scale * c.q) / n);
+}
+
+__device__ column affine_encode(const float *x, int n, int stride, int bits, rule last, uint8_t *codes, int code_stride) {
+    float n_steps = (float)((1 << bits) - 1), low = x[0], high = x[0];
+    for (int i = 1; i < n; i++) {
+        float value = x[i * stride];
+        low = value < low ? value : low;
+        high = value > high ? value : high;
+    }
+    column c;
+    c.scale = as_f16((high - low) / n_steps);
+    c.zero = as_f16(low);
+    round_codes(x, n, stride, n_steps, c, codes, code_stride);
+    for (int i = 0; i < 3; i++) {
+        refit(n, LEAST_SQUARES, c);
+        round_codes(x, n, stride, n_steps, c, codes, code_stride);
+    }
+    refit(n, last, c);
+    return c;
+}
+
+/* Half i after the codes of the canonical tile. */
+__device__ __forceinline__ void put_meta(const work &w, const tile_format &f, __half *meta, int i, __half value) {
+    meta[meta_place(f.family, f.is_k, f.group, w.head_dim, i)] = value;
+}
+
+/* ---- kivi ---- */
+
+__device__ void encode_kivi(const work &w, const tile_format &f, __half *meta) {
+    int group = f.group, n_cols = f.is_k ? w.head_dim : N, n_rows = f.is_k ? N : w.head_dim;
+    int n_groups = (n_rows + group - 1) / group;
+    for (int i = threadIdx.x; i < n_groups * n_cols; i += blockDim.x) {
+        int g = i / n_cols, col = i % n_cols, n = min(group, n_rows - g * group);
+        column c;
+        if (f.is_k) {
+            c = affine_encode(w.y + g * group * w.ld + col, n, w.ld, f.bits, KEEP_NORM, w.codes + g * group * w.head_dim + col,
+                              w.head_dim);
+        } else {
+            c = affine_encode(w.y + col * w.ld + g * group, n, 1, f.bits, UNBIASED, w.codes + col * w.head_dim + g * group, 1);
+        }
+        put_meta(w, f, meta, i, __float2half_rn(c.scale));
+        put_meta(w, f, meta, n_groups * n_cols + i, __float2half_rn(c.zero));
+    }
+}
+
+/* ---- q8_0, q4_0 ---- */
+
+__device__ float extreme(const float *x, int n) {
+    float found = x[0];
+    for (int i = 1; i < n; i++)
+        found = fabsf(x[i]) > fabsf(found) ? x[i] : found;
+    return found;
+}
+
+__device__ __half encode_8(const float *x, int n, uint8_t *codes) {
+    __half scale = saturated(fabsf(extreme(x, n)) / 127.0f);
+    float inverse = reciprocal(__half2float(scale));
+    for (int i = 0; i < n; i++)
+        codes[i] = (uint8_t)(round_even(clamp(x[i] * inverse, -127.0f, 127.0f)) + 128.0f);
+    return scale;
+}
+
+__device__ float round_4(const float *x, int n, float scale, uint8_t *codes) {
+    float inverse = reciprocal(scale), error = 0.0f;
+    for (int i = 0; i < n; i++) {
+        float q = round_even(clamp(x[i] * inverse, -8.0f, 7.0f));
+        float difference = scale * q - x[i];
+        codes[i] = (uint8_t)(q + 8.0f);
+        error += difference * difference;
+    }
+    return error;
+}
+
+__device__ __half encode_4(bool is_k, const float *x, int n, uint8_t *codes) {
+    const float stretch[4] = {1.0f, 0.9375f, 0.875f, 1.0625f};
+    float top = extreme(x, n) / -8.0f, least = INFINITY;
+    __half best = __float2half_rn(0.0f);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        __half scale = saturated(top * stretch[i]);
+        float error = round_4(x, n, __half2float(scale), codes);
+        best = error < least ? scale : best;
+        least = error < least ? error : least;
+    }
+    round_4(x, n, __half2float(best), codes);
+    if (is_k)
+        return best;
+    float xx = 0.0f, xq = 0.0f;
+    for (int i = 0; i < n; i++) {
+        xx += x[i] * x[i];
+        xq += x[i] * ((float)codes[i] - 8.0f);
+    }
+    return xq == 0.0f ? best : saturated(xx / xq);
+}
+
+__device__ void encode_blocks(const work &w, const tile_format &f, __half *meta) {
+    int n_groups = (w.head_dim + f.group - 1) / f.group;
+    for (int i = threadIdx.x; i < n_groups * N; i += blockDim.x) {
+        int t = i / n_groups, g = i % n_groups, first = g * f.group, n = min((int)f.group, w.head_dim - first);
+        const float *x = w.y + t * w.ld + first;
+        uint8_t *codes = w.codes + t * w.head_dim + first;
+        __half scale = f.bits == 8 ? encode_8(x, n, codes) : encode_4(f.is_k, x, n, codes);
+        put_meta(w, f, meta, g * N + t, scale);
+    }
+}
+
+/* ---- kvarn ---- */
+
+__device__ void normalize_line(float *u, int n, int stride, float *factor) {
+    float sum = 0.0f;
+    for (int i = 0; i < n; i++)
+        sum += u[i * stride] * u[i * stride];
+    float rms = __fsqrt_rn(sum / (float)n), inverse = reciprocal(rms);
+    if (inverse == 0.0f)
+        return;
+    for (int i = 0; i < n; i++)
+        u[i * stride] *= inverse;
+    *factor *= rms;
+}
+
+__device__ void normal_factors(const work &w) {
+    for (int i = threadIdx.x; i < N * w.ld; i += blockDim.x)
+        w.u[i] = w.y[i];
+    for (int i = threadIdx.x; i < N; i += blockDim.x)
+        w.token[i] = 1.0f;
+    for (int i = threadIdx.x; i < w.head_dim; i += blockDim.x)
+        w.channel[i] = 1.0f;
+    __syncthreads();
+    for (int round = 0; round < 2; round++) {
+        for (int d = threadIdx.x; d < w.head_dim; d += blockDim.x)
+            normalize_line(w.u + d, N, w.ld, &w.channel[d]);
+        __syncthreads();
+        for (int t = threadIdx.x; t < N; t += blockDim.x)
+            normalize_line(w.u + t * w.ld, w.head_dim, 1, &w.token[t]);
+        __syncthreads();
+    }
+}
+
+__device__ void encode_kvarn(const work &w, const tile_format &f, __half *meta) {
+    normal_factors(w);
+    if (f.is_k) {
+        for (int i = threadIdx.x; i < N * w.head_dim; i += blockDim.x) {
+            int t = i / w.head_dim, d = i % w.head_dim;
+            w.u[t * w.ld + d] = w.y[t * w.ld + d] * reciprocal(as_f16(w.token[t]));
+        }
+        __syncthreads();
+        for (int d = threadIdx.x; d < w.head_dim; d += blockDim.x) {
+            column c = affine_encode(w.u + d, N, w.ld, f.bits, UNBIASED, w.codes + d, w.head_dim);
+            put_meta(w, f, meta, d, __float2half_rn(c.scale));
+            put_meta(w, f, meta, w.head_dim + d, __float2half_rn(c.zero));
+            for (int t = 0; t < N; t++)
+                w.u[t * w.ld + d] = c.scale * (float)w.codes[t * w.head_dim + d] + c.zero;
+        }
+        __syncthreads();
+        for (int t = threadIdx.x; t < N; t += blockDim.x) {
+            float cross = 0.0f, square = 0.0f;
+            for (int d = 0; d < w.head_dim; d++) {
+                float fitted = w.u[t * w.ld + d];
+                cross += fitted * w.y[t * w.ld + d];
+                square += fitted * fitted;
+            }
+            bool fits = cross > 0.0f && square > 0.0f;
+            put_meta(w, f, meta, 2 * w.head_dim + t, saturated(fits ? cross / square : w.token[t]));
+        }
+        return;
+    }
+    for (int i = threadIdx.x; i < N * w.head_dim; i += blockDim.x) {
+        int t = i / w.head_dim, d = i % w.head_dim;
+        w.u[t * w.ld + d] = w.y[t * w.ld + d] * reciprocal(as_f16(w.channel[d]));
+    }
+    __syncthreads();
+    for (int t = threadIdx.x; t < N; t += blockDim.x) {
+        column c = affine_encode(w.u + t * w.ld, w.head_dim, 1, f.bits, UNBIASED, w.codes + t * w.head_dim, 1);
+        put_meta(w, f, meta, t, __float2half_rn(c.scale));
+        put_meta(w, f, meta, N + t, __float2half_rn(c.zero));
+    }
+    for (int d = threadIdx.x; d < w.head_dim; d += blockDim.x)
+        put_meta(w, f, meta, 2 * N + d, saturated(w.channel[d]));
+}
+
+/* ---- a tile ---- */
+
+/* y = the f16 tile, what is not finite as 0, rotated if the codec is */
+template <int HD> __device__ void load_tile(const work &w, const tile_format &f, const __half *raw) {
+    for (int i = threadIdx.x; i < N * HD; i += blockDim.x) {
+        int t = i / HD, d = i % HD;
+        float x = __half2float(raw[place_half(f.is_k, HD, t, d)]);
+        x = fabsf(x) <= F16_MAX ? x : 0.0f;
+        w.y[t * w.ld + d] = f.rotated && rotate_negative(d) ? -x : x;
+    }
+    __syncthreads();
+    if (!f.rotated)
+        return;
+    hadamard<HD>(w.y, N, w.ld);
+    for (int i = threadIdx.x; i < N * HD; i += blockDim.x)
+        w.y[i / HD * w.ld + i % HD] *= hadamard_factor<HD>();
+    __syncthreads();
+}
+
+template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(const __grid_constant__ encode_args a) {
+    extern __shared__ __align__(16) uint8_t memory[];
+    constexpr int LD = HD + 1;
+    bool is_k = blockIdx.z == 0;
+    tile_format f = is_k ? a.k : a.v;
+    encode_job job = a.jobs[blockIdx.x];
+    int head = blockIdx.y;
+    work w;
+    w.head_dim = HD;
+    w.ld = LD;
+    w.y = reinterpret_cast<float *>(memory);
+    w.u = w.y + N * LD;
+    w.token = w.u + (f.family == FAMILY_KVARN ? N * LD : 0);
+    w.channel = w.token + N;
+    w.words = reinterpret_cast<uint32_t *>(w.channel + HD);
+    w.codes = reinterpret_cast<uint8_t *>(w.words + N * HD * f.bits / 32);
+    const __half *raw = a.raw + ((size_t)job.raw * a.n_head_kv + head) * 2 * N * HD + (is_k ? 0 : N * HD);
+    uint8_t *tile = a.coded + ((size_t)(job.coded & 0x7fffffffu) * a.n_head_kv + head) * (a.k_tile_bytes + a.v_tile_bytes) +
+                    (is_k ? 0 : a.k_tile_bytes);
+    if (f.family == FAMILY_F16) { /* the f16 side of a mixed pair: what is not finite becomes 0 */
+        for (int i = threadIdx.x; i < N * HD; i += blockDim.x)
+            reinterpret_cast<__half *>(tile)[i] = __hisnan(raw[i]) || __hisinf(raw[i]) ? __float2half_rn(0.0f) : raw[i];
+        return;
+    }
+    load_tile<HD>(w, f, raw);
+    __half *meta = reinterpret_cast<__half *>(tile + N * HD * f.bits / 8);
+    if (f.family == FAMILY_KIVI)
+        encode_kivi(w, f, meta);
+    else if (f.family == FAMILY_BLOCKS)
+        encode_blocks(w, f, meta);
+    else
+        encode_kvarn(w, f, meta);
+    int n_words = N * HD * f.bits / 32;
+    for (int i = threadIdx.x; i < n_words; i += blockDim.x)
+        w.words[i] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < N * HD; i += blockDim.x) {
+        code_place place = place_code(f.is_k, f.bits, HD, i / HD, i % HD);
+        uint32_t code = w.codes[i];
+        if (!place.torn)
+            atomicOr(&w.words[place.word], code << place.bit);
+        else
+            for (int bit = 0; bit < 3; bit++)
+                atomicOr(&w.words[place.word + bit], (code >> bit & 1) << place.bit);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < n_words; i += blockDim.x)
+        reinterpret_cast<uint32_t *>(tile)[i] = w.words[i];
+}
+
+template <int HD> cudaError_t launch(const encode_args &a, uint32_t n_jobs, cudaStream_t stream) {
+    bool normed = a.k.family == FAMILY_KVARN || a.v.family == FAMILY_KVARN;
+    size_t shared = (normed ? 2 : 1) * N * (HD + 1) * 4 + (N + HD) * 4 + 2 * N * HD;
+    static_assert(2 * N * 257 * 4 + (N + 256) * 4 + 2 * N * 256 <= 227 * 1024, "fits one block");
+    cudaError_t error = cudaFuncSetAttribute(encode_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    if (error != cudaSuccess)
+        return error;
+    encode_kernel<HD><<<dim3(n_jobs, a.n_head_kv, 2), N_THREADS, shared, stream>>>(a);
+    return cudaGetLastError();
+}
+
+} // namespace
+
+cudaError_t launch_encode(const encode_args &a, uint32_t n_jobs, cudaStream_t stream) {
+    switch (a.head_dim) {
+#define CASE(hd)                                                                                                                 \
+    case hd:                                                                                                                     \
+        return launch<hd>(a, n_jobs, stream)
+        CASE(16);
+        CASE(32);
+        CASE(64);
+        CASE(80);
+        CASE(96);
+        CASE(112);
+        CASE(128);
+        CASE(256);
+    }
+    return cudaErrorInvalidValue;
+}

@@ -1,0 +1,56 @@
+/* The kernels behind the backend's operations, but for attention, which is compiled once per head_dim. */
+#ifndef KVQ_CUDA_KERNELS_H
+#define KVQ_CUDA_KERNELS_H
+
+#include <cuda_runtime.h>
+
+#include "format.h"
+#include "weights.cuh"
+
+/* ---- weights.cu ---- */
+
+void launch_arrange(const matrix &m, const uint8_t *source, size_t row_bytes, uint32_t first_block, uint32_t n_blocks,
+                    cudaStream_t stream);
+void launch_expand(const matrix &m, uint32_t first_row, uint32_t n_rows, __half *out, cudaStream_t stream);
+void launch_embed(const matrix &m, const int32_t *tokens, uint32_t n_tokens, float scale, float *x, cudaStream_t stream);
+
+/* ---- linear.cu: few rows ---- */
+
+enum { LINEAR_MAX_ROWS = 64 };
+
+typedef struct linear_args {
+    matrix w[3];
+    const float *bias[3]; /* or NULL */
+    float *y[3];
+    uint32_t n, n_rows;
+    const uint4 *x;       /* B fragments of the rows, each divided by its scale */
+    const float *x_scale; /* (n_rows) */
+    bool add;
+    bool gated; /* y[0] = act(x . w[0]) * (x . w[1]) */
+    uint32_t activation;
+} linear_args;
+
+uint32_t linear_tiles(uint32_t n_rows); /* column tiles of 8 that the fragments are laid out for */
+/* x (n_rows, n_in), through an RMS norm if w is given */
+void launch_fragments(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_rows, uint32_t n_tiles, uint4 *fragments,
+                      float *x_scale, cudaStream_t stream);
+void launch_linear(const linear_args &args, cudaStream_t stream);
+
+/* ---- row.cu ---- */
+
+typedef struct store_args { /* kvq_heads, on the device */
+    float *q;
+    const float *k, *v, *q_norm, *k_norm, *inv_freq;
+    const uint32_t *positions, *pages; /* (n_tokens) positions; f16 pages that they lie in */
+    __half *raw;
+    float norm_eps, magnitude;
+    uint32_t n_head, n_head_kv, head_dim, n_rot;
+    bool interleaved;
+} store_args;
+
+void launch_norm(const float *x, const float *w, float eps, uint32_t n, uint32_t n_rows, bool add, float *y, cudaStream_t stream);
+void launch_gather(const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y, cudaStream_t stream);
+void launch_softcap(float cap, size_t n, float *x, cudaStream_t stream);
+void launch_store(const store_args &args, uint32_t n_rows, cudaStream_t stream);
+
+#endif

@@ -1,0 +1,112 @@
+/* Operations on rows of activations: norms, gathers, caps, and keys and values on their way into f16 pages. */
+#include "device.cuh"
+#include "kernels.h"
+#include "tile.h"
+
+namespace {
+
+__device__ float sum_of_block(float x, float *shared) {
+    for (int k = 16; k > 0; k /= 2)
+        x += __shfl_xor_sync(~0u, x, k);
+    if (threadIdx.x % 32 == 0)
+        shared[threadIdx.x / 32] = x;
+    __syncthreads();
+    float sum = 0.0f;
+    for (int i = 0; i < (int)blockDim.x / 32; i++)
+        sum += shared[i];
+    return sum;
+}
+
+__global__ void norm_kernel(const float *x, const float *w, float eps, uint32_t n, bool add, float *y) {
+    __shared__ float shared[32];
+    const float *row = x + (size_t)blockIdx.x * n;
+    float squares = 0.0f;
+    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x)
+        squares += row[i] * row[i];
+    float factor = rsqrtf(sum_of_block(squares, shared) / n + eps);
+    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
+        float *to = &y[(size_t)blockIdx.x * n + i], value = row[i] * factor * w[i];
+        *to = add ? *to + value : value;
+    }
+}
+
+/* rows ascend and row i of y comes from a row >= i of x, so y may be x if rows are moved one after the other */
+__global__ void gather_kernel(const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y) {
+    uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    for (uint32_t r = 0; i < n && r < n_rows; r++)
+        y[(size_t)r * n + i] = x[(size_t)rows[r] * n + i];
+}
+
+__global__ void softcap_kernel(float cap, size_t n, float *x) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n)
+        x[i] = cap * tanhf(x[i] / cap);
+}
+
+enum { STORE_WARPS = 4 };
+
+/* One warp per (token, head): query heads, then key heads, then value heads. */
+__global__ void store_kernel(const __grid_constant__ store_args a) {
+    __shared__ float heads[STORE_WARPS][256];
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.y, hd = a.head_dim;
+    uint32_t head = blockIdx.x * STORE_WARPS + warp, n_kv = a.n_head_kv;
+    if (head >= a.n_head + 2 * n_kv)
+        return;
+    bool is_q = head < a.n_head, is_k = !is_q && head < a.n_head + n_kv;
+    uint32_t kv_head = is_q ? 0 : (head - a.n_head) % n_kv;
+    float *from = is_q ? a.q + ((size_t)row * a.n_head + head) * hd
+                       : const_cast<float *>(is_k ? a.k : a.v) + ((size_t)row * n_kv + kv_head) * hd;
+    const float *norm = is_q ? a.q_norm : is_k ? a.k_norm : NULL;
+    float *x = heads[warp], squares = 0.0f;
+    for (uint32_t d = lane; d < hd; d += 32) {
+        x[d] = from[d];
+        squares += x[d] * x[d];
+    }
+    if (norm != NULL) {
+        for (int k = 16; k > 0; k /= 2)
+            squares += __shfl_xor_sync(~0u, squares, k);
+        float factor = rsqrtf(squares / hd + a.norm_eps);
+        for (uint32_t d = lane; d < hd; d += 32)
+            x[d] *= factor * norm[d];
+    }
+    __syncwarp();
+    uint32_t pos = a.positions[row], half = a.n_rot / 2;
+    for (uint32_t i = lane; (is_q || is_k) && i < half; i += 32) {
+        float angle = (float)pos * a.inv_freq[i], sine, cosine;
+        sincosf(angle, &sine, &cosine);
+        sine *= a.magnitude;
+        cosine *= a.magnitude;
+        uint32_t first = a.interleaved ? 2 * i : i, second = a.interleaved ? 2 * i + 1 : i + half;
+        float u = x[first], v = x[second];
+        x[first] = u * cosine - v * sine;
+        x[second] = u * sine + v * cosine;
+    }
+    __syncwarp();
+    if (is_q) {
+        for (uint32_t d = lane; d < hd; d += 32)
+            from[d] = x[d];
+        return;
+    }
+    __half *tile = a.raw + ((size_t)a.pages[row] * n_kv + kv_head) * 2 * TILE_TOKENS * hd + (is_k ? 0 : TILE_TOKENS * hd);
+    for (uint32_t d = lane; d < hd; d += 32)
+        tile[place_half(is_k, hd, pos % TILE_TOKENS, d)] = __float2half_rn(x[d]);
+}
+
+} // namespace
+
+void launch_norm(const float *x, const float *w, float eps, uint32_t n, uint32_t n_rows, bool add, float *y, cudaStream_t stream) {
+    norm_kernel<<<n_rows, n >= 1024 ? 1024 : 256, 0, stream>>>(x, w, eps, n, add, y);
+}
+
+void launch_gather(const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y, cudaStream_t stream) {
+    gather_kernel<<<(n + 255) / 256, 256, 0, stream>>>(x, n, rows, n_rows, y);
+}
+
+void launch_softcap(float cap, size_t n, float *x, cudaStream_t stream) {
+    softcap_kernel<<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(cap, n, x);
+}
+
+void launch_store(const store_args &args, uint32_t n_rows, cudaStream_t stream) {
+    uint32_t n_heads = args.n_head + 2 * args.n_head_kv;
+    store_kernel<<<dim3((n_heads + STORE_WARPS - 1) / STORE_WARPS, n_rows), 32 * STORE_WARPS, 0, stream>>>(args);
+}
