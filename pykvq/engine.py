@@ -83,6 +83,7 @@ class Stats:
     prompt_seconds: float
     decode_seconds: float
     n_kv_bytes_used: int  # pages in use now
+    n_kv_bad_elements: int  # keys and values that were NaN or beyond what f16 holds, and were made finite
     n_seq_open: int
 
 

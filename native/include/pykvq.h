@@ -248,6 +248,7 @@ typedef struct pykvq_engine_stats {
     uint64_t n_prompt_tokens, n_decode_tokens; /* fed so far: in runs of several, one at a time */
     double prompt_seconds, decode_seconds;
     uint64_t n_kv_bytes_used; /* pages in use now */
+    uint64_t n_kv_bad_elements; /* keys and values that were NaN or beyond what f16 holds, and were made finite */
     uint32_t n_seq_open;
 } pykvq_engine_stats;
 

@@ -8,9 +8,9 @@ import numpy as np
 N_VOCAB, N_EMBD, N_HEAD, N_HEAD_KV, HEAD_DIM, N_FF = 160, 64, 4, 2, 32, 96
 
 
-def write(path: Path, *, n_layer: int = 2, n_ctx: int = 2048, window: int | None = None) -> Path:
-    """window: of the even layers (as in gemma2), or None for a llama."""
-    arch = "llama" if window is None else "gemma2"
+def write(path: Path, *, n_layer: int = 2, n_ctx: int = 2048, window: int | None = None, key_bias: float = 0) -> Path:
+    """window: of the even layers (as in gemma2); key_bias: how large the key bias of a qwen2 is; neither: a llama."""
+    arch = "gemma2" if window is not None else "qwen2" if key_bias else "llama"
     rng = np.random.default_rng(7)
     w = gguf.GGUFWriter(path, arch)
     w.add_context_length(n_ctx)
@@ -40,6 +40,10 @@ def write(path: Path, *, n_layer: int = 2, n_ctx: int = 2048, window: int | None
         matrix(p + "attn_q", N_HEAD * HEAD_DIM, N_EMBD)
         matrix(p + "attn_k", N_HEAD_KV * HEAD_DIM, N_EMBD)
         matrix(p + "attn_v", N_HEAD_KV * HEAD_DIM, N_EMBD)
+        if key_bias:
+            bias = np.zeros((N_HEAD_KV, HEAD_DIM))
+            bias[:, [1, 4, 15, 16, 20, 31]] = rng.choice([-1, 1], (N_HEAD_KV, 6)) * key_bias
+            w.add_tensor(p + "attn_k.bias", bias.reshape(-1).astype(np.float32))
         matrix(p + "attn_output", N_EMBD, N_HEAD * HEAD_DIM)
         matrix(p + "ffn_gate", N_FF, N_EMBD)
         matrix(p + "ffn_up", N_FF, N_EMBD)

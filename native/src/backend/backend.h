@@ -10,6 +10,7 @@
 
 #include "base/status.h"
 #include "kv/codec.h"
+#include "kv/key_bias.h"
 #include "quant/quant.h"
 
 /* ---- weights ---- */
@@ -42,6 +43,8 @@ typedef struct kvq_kv_layer {
     /* encoded pages, (n_pages, n_head_kv) of { K tile, V tile }, each tile's size rounded up to 64 bytes; NULL if there are none */
     uint8_t *coded;
     size_t k_tile_bytes, v_tile_bytes; /* rounded up to 64; 0 without encoded pages */
+    /* What is taken out of the keys of encoded pages and added to their logits; NULL: nothing. Host memory. */
+    const kvq_key_bias *key_bias;
 } kvq_kv_layer;
 
 static inline size_t kvq_raw_head_halfs(const kvq_kv_layer *kv) { /* of one head of an f16 page, K and V */
@@ -156,7 +159,9 @@ typedef struct kvq_backend_ops {
     void (*gather)(kvq_backend *be, const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y);
     /* x (n) = softcap * tanh(x / softcap) */
     void (*softcap)(kvq_backend *be, float softcap, size_t n, float *x);
-    /* q, k: norm, then RoPE; then K and V go to their f16 pages (round to nearest even) */
+    /* q, k: norm, then RoPE; then K and V go to their f16 pages (round to nearest even). What no half float can hold does not
+     * get there, so that one bad number cannot spread to later tokens: NaN becomes 0, what is too large the largest; counted
+     * in n_bad_elements. */
     void (*store)(kvq_backend *be, const kvq_heads *heads);
     void (*attend)(kvq_backend *be, const kvq_attention *attention);
     /* f16 pages of a layer into encoded pages; pairs of (jobs), after all layers have attended */
@@ -165,6 +170,7 @@ typedef struct kvq_backend_ops {
 
 struct kvq_backend { /* the first member of every backend's own struct */
     const kvq_backend_ops *ops;
+    uint64_t n_bad_elements;  /* keys and values that were not finite half floats, since create; true after step_end */
     pykvq_observer *observer; /* NULL: none; called in project and gated by backends with host memory */
     void *observer_context;
 };

@@ -11,6 +11,7 @@
 #include "cpu/row.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 enum { FORK_ELEMENTS = 16384 }; /* with fewer elements than this, waking the team costs more than the work */
@@ -255,6 +256,7 @@ typedef struct store_job {
     const kvq_heads *heads;
     const kvq_batch *batch;
     const float *cos_sin; /* (n_tokens, n_rot), or NULL */
+    atomic_uint *n_bad;
 } store_job;
 
 /* x: one head of a token */
@@ -270,6 +272,7 @@ static void turn_head(const store_job *j, const kvq_row_kernels *kernels, uint32
 
 /* One KV head of n_tokens from batch row first on, and its query heads; all tokens lie in one tile, from t0 on. */
 static void store_tile(const store_job *j, uint32_t head, uint32_t first, uint32_t n_tokens, kvq_page page, uint32_t t0) {
+    uint32_t n_bad = 0;
     const kvq_heads *heads = j->heads;
     const kvq_row_kernels *kernels = row_kernels();
     uint32_t head_dim = heads->head_dim, head_group = heads->n_head / heads->n_head_kv;
@@ -283,7 +286,11 @@ static void store_tile(const store_job *j, uint32_t head, uint32_t first, uint32
         turn_head(j, kernels, first + t, heads->k_norm, heads->k + kv_offset);
         kernels->to_f16(heads->k + kv_offset, head_dim, halfs + t * head_dim);
         kernels->to_f16(heads->v + kv_offset, head_dim, v_page + (t0 + t) * head_dim);
+        n_bad += kernels->make_finite(halfs + t * head_dim, head_dim) +
+                 kernels->make_finite(v_page + (t0 + t) * head_dim, head_dim);
     }
+    if (n_bad > 0)
+        atomic_fetch_add_explicit(j->n_bad, n_bad, memory_order_relaxed);
     for (uint32_t d = 0; d < head_dim; d++)
         for (uint32_t t = 0; t < n_tokens; t++)
             k_page[d * KVQ_TILE + t0 + t] = halfs[t * head_dim + d];
@@ -312,11 +319,13 @@ static void store_on_thread(void *context, uint32_t i, uint32_t n_threads) {
 static void op_store(kvq_backend *be, const kvq_heads *heads) {
     cpu_backend *cpu = cpu_of(be);
     bool turns = heads->rope != NULL && heads->rope->n_rot > 0;
-    store_job job = {heads, cpu->batch, turns ? rope_table_of(cpu, heads->rope) : NULL};
+    atomic_uint n_bad = 0;
+    store_job job = {heads, cpu->batch, turns ? rope_table_of(cpu, heads->rope) : NULL, &n_bad};
     if ((size_t)cpu->batch->n_tokens * heads->n_head * heads->head_dim < FORK_ELEMENTS)
         store_part(&job, 0, 1);
     else
         kvq_threads_run(cpu->threads, store_on_thread, &job);
+    be->n_bad_elements += n_bad;
 }
 
 static void op_attend(kvq_backend *be, const kvq_attention *attention) {
@@ -343,6 +352,8 @@ static void encode_part(void *context, size_t first, size_t end) {
             for (uint32_t t = 0; t < KVQ_TILE; t++)
                 x[t * kv->head_dim + d] = channel[t];
         }
+        if (kv->key_bias != NULL)
+            kvq_key_bias_remove(kv->key_bias, head, job->tile, kv->head_dim, x);
         kv->k->encode(kv->k, x, kv->head_dim, kvq_coded_k(kv, job->coded, head));
         kernels->from_f16(kvq_raw_v(kv, job->raw, head), (size_t)KVQ_TILE * kv->head_dim, x);
         kv->v->encode(kv->v, x, kv->head_dim, kvq_coded_v(kv, job->coded, head));

@@ -14,6 +14,8 @@ typedef struct kvq_row_kernels {
     /* x (n) = cap * tanh(x / cap) */
     void (*softcap)(float cap, size_t n, float *x);
     void (*to_f16)(const float *x, size_t n, uint16_t *y); /* round to nearest even */
+    /* NaN becomes 0, infinity the largest half float; returns how many of h (n) did */
+    uint32_t (*make_finite)(uint16_t *h, size_t n);
     void (*from_f16)(const uint16_t *x, size_t n, float *y);
 } kvq_row_kernels;
 

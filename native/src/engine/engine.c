@@ -88,6 +88,31 @@ static size_t round64(size_t n) {
     return (n + 63) / 64 * 64;
 }
 
+/* What stands out in the keys of an encoded layer because of its bias, to be taken out of them. */
+static pykvq_status create_key_bias(pykvq_engine *e, uint32_t layer, float *bias) {
+    const kvq_rope *rope = e->model->weights.layers[layer].windowed ? &e->forward.rope_local : &e->forward.rope_global;
+    const kvq_key_bias_rope plain = {rope->inv_freq, rope->n_rot, rope->interleaved, rope->magnitude};
+    kvq_kv_layer *kv = &e->forward.kv[layer];
+    if (kv->coded == NULL || !kvq_model_key_bias(e->model, layer, bias) ||
+        kvq_key_bias_n_pairs(bias, kv->n_head_kv, kv->head_dim, &plain) == 0)
+        return PYKVQ_OK;
+    kvq_key_bias *created;
+    KVQ_TRY(kvq_key_bias_create(bias, kv->n_head_kv, kv->head_dim, &plain, e->layout.n_tiles, &created));
+    kv->key_bias = created;
+    return PYKVQ_OK;
+}
+
+static pykvq_status create_key_biases(pykvq_engine *e) {
+    const kvq_hparams *h = &e->model->h;
+    float *bias; /* (n_head_kv, head_dim) */
+    KVQ_TRY(kvq_alloc_array((void **)&bias, (size_t)h->n_head_kv * h->head_dim, sizeof *bias, "key bias"));
+    pykvq_status status = PYKVQ_OK;
+    for (uint32_t i = 0; i < h->n_layer && status == PYKVQ_OK; i++)
+        status = create_key_bias(e, i, bias);
+    kvq_free(bias, (size_t)h->n_head_kv * h->head_dim * sizeof *bias);
+    return status;
+}
+
 static pykvq_status create_cache(pykvq_engine *e) {
     const kvq_hparams *h = &e->model->h;
     kvq_backend *be = e->forward.be;
@@ -101,6 +126,7 @@ static pykvq_status create_cache(pykvq_engine *e) {
         KVQ_TRY(be->ops->alloc(be, raw_bytes, "KV pages", (void **)&kv->raw));
         if (g->n_coded_pages == 0)
             continue;
+        KVQ_TRY(be->ops->kv_check(be, kv->k, kv->v));
         kv->k_tile_bytes = round64(kv->k->tile_bytes(kv->k, h->head_dim));
         kv->v_tile_bytes = round64(kv->v->tile_bytes(kv->v, h->head_dim));
         size_t coded_bytes = g->n_coded_pages * (kv->k_tile_bytes + kv->v_tile_bytes) * h->n_head_kv;
@@ -137,6 +163,7 @@ static pykvq_status create(pykvq_engine *e) {
     KVQ_TRY(create_activations(e));
     KVQ_TRY(create_weights(e));
     KVQ_TRY(create_cache(e));
+    KVQ_TRY(create_key_biases(e));
     return create_batch(e);
 }
 
@@ -175,6 +202,7 @@ static void destroy_device_memory(pykvq_engine *e) {
     for (uint32_t i = 0; f->kv != NULL && i < e->model->h.n_layer; i++) {
         const kvq_kv_layer *kv = &f->kv[i];
         const kvq_group *g = &e->groups[e->model->weights.layers[i].windowed];
+        kvq_key_bias_destroy((kvq_key_bias *)kv->key_bias);
         op->free(f->be, kv->raw, g->n_raw_pages * kvq_raw_head_halfs(kv) * kv->n_head_kv * sizeof(uint16_t));
         op->free(f->be, kv->coded, g->n_coded_pages * (kv->k_tile_bytes + kv->v_tile_bytes) * kv->n_head_kv);
     }
@@ -229,6 +257,7 @@ pykvq_status pykvq_engine_get_stats(pykvq_engine *e, pykvq_engine_stats *out) {
     KVQ_TRY(kvq_engine_enter(e));
     *out = e->stats;
     out->n_seq_open = e->n_open;
+    out->n_kv_bad_elements = e->forward.be->n_bad_elements;
     for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++) {
         const kvq_group *g = &e->groups[i];
         out->n_kv_bytes_used += (g->raw.n_pages - g->raw.n_free) * g->raw_page_bytes +

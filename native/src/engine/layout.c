@@ -73,6 +73,21 @@ static pykvq_status size_groups(const pykvq_model *m, kvq_layout *l) {
     return PYKVQ_OK;
 }
 
+/* Bytes of what create_key_biases makes. */
+static pykvq_status size_key_biases(const pykvq_model *m, kvq_layout *l) {
+    const kvq_hparams *h = &m->h;
+    const kvq_key_bias_rope rope = {.n_rot = h->n_rot, .interleaved = m->arch->rope_interleaved};
+    float *bias; /* (n_head_kv, head_dim) */
+    KVQ_TRY(kvq_alloc_array((void **)&bias, (size_t)h->n_head_kv * h->head_dim, sizeof *bias, "key bias"));
+    for (uint32_t i = 0; i < h->n_layer; i++) {
+        bool coded = l->groups[m->weights.layers[i].windowed].n_coded_pages > 0 && kvq_model_key_bias(m, i, bias);
+        uint32_t n_pairs = coded ? kvq_key_bias_n_pairs(bias, h->n_head_kv, h->head_dim, &rope) : 0;
+        l->n_host_bytes += n_pairs == 0 ? 0 : kvq_key_bias_bytes(n_pairs, h->n_head_kv, l->n_tiles);
+    }
+    kvq_free(bias, (size_t)h->n_head_kv * h->head_dim * sizeof *bias);
+    return PYKVQ_OK;
+}
+
 static void size_buffers(const pykvq_model *m, kvq_layout *l) {
     const kvq_hparams *h = &m->h;
     size_t n_q = (size_t)h->n_head * h->head_dim, n_kv = (size_t)h->n_head_kv * h->head_dim;
@@ -111,11 +126,13 @@ pykvq_status kvq_layout_compute(const pykvq_model *m, const pykvq_engine_params 
     KVQ_TRY(size_counts(m, &p, &l));
     KVQ_TRY(kvq_kv_spec_parse(p.kv, p.kv_k, p.kv_v, p.kv_layers, p.kv_sink, p.kv_tail, m->h.n_layer, &l.spec));
     pykvq_status status = size_groups(m, &l);
+    size_buffers(m, &l);
+    if (status == PYKVQ_OK)
+        status = size_key_biases(m, &l);
     if (status != PYKVQ_OK) {
         kvq_kv_spec_free(&l.spec);
         return status;
     }
-    size_buffers(m, &l);
     *out = l;
     return PYKVQ_OK;
 }

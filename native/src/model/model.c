@@ -424,6 +424,14 @@ void pykvq_model_close(pykvq_model *m) {
     kvq_free(m, sizeof *m);
 }
 
+bool kvq_model_key_bias(const pykvq_model *m, uint32_t layer, float *bias) {
+    const kvq_layer *l = &m->weights.layers[layer];
+    if (l->k_bias.data == NULL || l->k_norm.data != NULL || !l->roped)
+        return false;
+    l->k_bias.type->dequantize(l->k_bias.data, bias, l->k_bias.n_in);
+    return true;
+}
+
 uint32_t kvq_model_n_window_layers(const pykvq_model *m) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < m->h.n_layer; i++)

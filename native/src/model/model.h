@@ -76,6 +76,9 @@ struct pykvq_model {
 pykvq_status kvq_model_open(pykvq_gguf *gguf, pykvq_model **out); /* takes the gguf over, also on failure */
 uint32_t kvq_model_n_window_layers(const pykvq_model *model);
 
+/* The bias that a layer adds to its keys just before RoPE, (n_head_kv, head_dim); false if it adds none. */
+bool kvq_model_key_bias(const pykvq_model *model, uint32_t layer, float *bias);
+
 /* RoPE of an engine with this context: inv_freq is (2, n_rot / 2), global then local, filled here; ropes point into it. */
 void kvq_model_ropes(const pykvq_model *model, uint32_t n_ctx, float *inv_freq, kvq_rope *global, kvq_rope *local);
 

@@ -90,6 +90,24 @@ static void softmax(const state *s, size_t row, float *logits, int64_t lo, int64
     s->w->sum[row] += vf_reduce_add(sum);
 }
 
+/* What was taken out of the keys of an encoded tile goes back into the logits of rows row .. row + n - 1. */
+static void add_key_bias(state *s, const operand *tile, size_t row, uint32_t n) {
+    const kvq_key_bias *bias = s->w->attention->kv->key_bias;
+    uint32_t head = s->w->first_head + tile->head;
+    float ab[KVQ_FEW_ROWS * KVQ_MAX_HEAD_DIM]; /* (n, 2 n_pairs) */
+    for (uint32_t r = 0; r < n; r++)
+        kvq_key_bias_query(bias, head, s->tile, s->w->q[KVQ_PLAIN] + (row + r) * s->head_dim, ab + r * 2 * bias->n_pairs);
+    product p = {.a = ab,
+                 .b = kvq_key_bias_wave(bias, head),
+                 .c = s->logits,
+                 .a_stride = 2 * bias->n_pairs,
+                 .b_stride = KVQ_TILE,
+                 .c_stride = KVQ_TILE,
+                 .n_k = 2 * bias->n_pairs,
+                 .add = true};
+    product_all(&p, n, KVQ_TILE, false);
+}
+
 /* Rows first .. first + n - 1 of a head against its part of the current tile. */
 static void attend_rows(state *s, const operand *tile, uint32_t first, uint32_t n, bool expanded) {
     const kvq_attend_work *w = s->w;
@@ -116,6 +134,8 @@ static void attend_rows(state *s, const operand *tile, uint32_t first, uint32_t 
         const void *prepared = w->prepared + tile->head * kvq_prepared_bytes(n, s->head_dim);
         w->keys[tile->basis]->score(tile->k, s->head_dim, prepared, n, s->logits);
     }
+    if (tile->basis == KVQ_CODED && w->attention->kv->key_bias != NULL)
+        add_key_bias(s, tile, row, n);
     for (uint32_t r = 0; r < n; r++) {
         if (!s->whole)
             visible(s, first + r, &lo, &hi);

@@ -93,4 +93,14 @@ static void from_f16(const uint16_t *x, size_t n, float *y) {
         y[i] = kvq_f16_to_f32(x[i]);
 }
 
-const kvq_row_kernels KVQ_NAME(kvq_row) = {norm, rope, activate, softcap, to_f16, from_f16};
+static uint32_t make_finite(uint16_t *h, size_t n) {
+    uint32_t n_bad = 0;
+    for (size_t i = 0; i < n; i++) { /* one per token and head: left to the compiler */
+        uint16_t magnitude = h[i] & 0x7fff;
+        n_bad += magnitude >= 0x7c00;
+        h[i] = magnitude < 0x7c00 ? h[i] : magnitude == 0x7c00 ? (uint16_t)(h[i] - 1) : 0;
+    }
+    return n_bad;
+}
+
+const kvq_row_kernels KVQ_NAME(kvq_row) = {norm, rope, activate, softcap, to_f16, make_finite, from_f16};

@@ -1,0 +1,202 @@
+/*
+ * What the attention kernels of encoded tiles share: dot products of stored codes with floats that became bytes.
+ *
+ * Codes are unsigned bytes of at most 7 bits (or 8: q8_0) once they are out of their words, 4 to a 32-bit lane (kv/pack.h).
+ * The other side, a query or the probabilities of a tile, becomes two signed bytes per float: x ~ scale * (128 hi + lo),
+ * 14 bits under the largest magnitude. One byte would do for a query on 2-bit keys, but not for probabilities: tokens of a
+ * probability below 1/254 of the tile's largest would vanish together. Two dot products per vector, row and term, without
+ * a sum across lanes; words are taken apart once for ROWS rows.
+ */
+#ifndef KVQ_CPU_ATTEND_CODES_H
+#define KVQ_CPU_ATTEND_CODES_H
+
+#include "cpu/attend.h"
+#include "cpu/isa.h"
+#include "cpu/vec.h"
+#include "kv/pack.h"
+
+enum {
+    ROWS = 3,             /* rows whose sums are in registers at a time */
+    N_PIECES = 16 / VF,   /* vectors in the 16 lanes of a dot vector */
+    TILE_VF = 64 / VF,    /* vectors in a float per token */
+    TERM = 128,           /* what a hi byte counts */
+    TERMS_MAX = 127 * TERM,
+    AHEAD_BYTES = 4096,   /* tiles are read in the order of memory; how far ahead of it to fetch */
+};
+
+/* Runs `call` with n_r, a constant for the compiler, rows at a time: rows row .. row + n_r - 1 of n_rows. */
+#define FOR_ROWS(n_rows, call)                                                 \
+    for (uint32_t row = 0; row < (n_rows);) {                                  \
+        switch ((n_rows) - row < ROWS ? (n_rows) - row : ROWS) {               \
+        case 1: { enum { n_r = 1 }; call; row += n_r; break; }                 \
+        case 2: { enum { n_r = 2 }; call; row += n_r; break; }                 \
+        default: { enum { n_r = ROWS }; call; row += n_r; }                    \
+        }                                                                      \
+    }
+
+VEC_INLINE void fetch_ahead(const void *tile, size_t n_bytes) {
+    for (size_t i = 0; i < n_bytes; i += 64)
+        __builtin_prefetch((const uint8_t *)tile + AHEAD_BYTES + i);
+}
+
+/* ---- floats as two bytes ---- */
+
+VEC_INLINE vf32 vf_abs(vf32 x) {
+    return vf_max(x, vf_sub(vf_zero(), x));
+}
+
+/* x (n) ~ scale * (128 hi + lo), n a multiple of 16; max: lanes whose maximum is that of |x|. Returns scale; *sum is that
+ * of the integers. */
+VEC_INLINE float to_terms(const float *x, uint32_t n, vf32 max, int8_t *hi, int8_t *lo, int32_t *sum) {
+    float largest = vf_reduce_max(max);
+    vf32 inverse = vf_set1(largest > 1e-30f ? TERMS_MAX / largest : 0.0f);
+    vi32 sums = vi_set1(0);
+    for (uint32_t i = 0; i < n; i += VF) {
+        vi32 y = vi_from_f32(vf_mul(vf_load(x + i), inverse)), high = vi_sar(vi_add(y, vi_set1(TERM / 2)), 7);
+        vi_store_i8(hi + i, high);
+        vi_store_i8(lo + i, vi_sub(y, vi_shl(high, 7)));
+        sums = vi_add(sums, y);
+    }
+    *sum = vi_reduce_add(sums);
+    return largest * (1.0f / TERMS_MAX);
+}
+
+/* ---- codes out of their words ---- */
+
+/* Codes packed as the tile of n channels. What a kernel knows when it is compiled: bits, and whether there are levels. */
+typedef struct packed {
+    const uint8_t *codes;
+    uint32_t bits, n;
+    const uint8_t *levels; /* what each of the 2^bits codes multiplies as (16 bytes); NULL: itself */
+} packed;
+
+/* Dot vectors 4 i .. 4 i + 3, lanes VF piece .. VF piece + VF - 1. K: channels 4 i .. 4 i + 3 of 16 tokens each. V: of
+ * channels 16 (i / 4) .. + 15 tokens 16 (i % 4) .. + 15, 4 in each. i_odd: i % 2 if bits is odd. */
+VEC_INLINE void load_dots(const packed *c, uint32_t i, const uint32_t i_odd, uint32_t piece, vi32 x[4]) {
+    const uint8_t *at = c->codes + 4 * VF * piece;
+    const uint32_t bits = c->bits;
+    if (bits == 8) {
+        for (uint32_t f = 0; f < 4; f++)
+            x[f] = vi_load(at + 64 * (4 * i + f));
+    } else if (bits == 4) {
+        for (uint32_t w = 0; w < 2; w++) {
+            vi32 word = vi_load(at + 64 * (2 * i + w));
+            x[2 * w] = vi_and(word, vi_set1(0x0f0f0f0f));
+            x[2 * w + 1] = vi_and(vi_shr(word, 4), vi_set1(0x0f0f0f0f));
+        }
+    } else if (bits == 1) {
+        vi32 word = vi_load(at + 64 * (i / 2));
+#pragma GCC unroll 4
+        for (uint32_t f = 0; f < 4; f++)
+            x[f] = vi_and(vi_shr(word, (int)(4 * i_odd + f)), vi_set1(0x01010101));
+    } else {
+        vi32 word = vi_load(at + 64 * i);
+#pragma GCC unroll 4
+        for (uint32_t f = 0; f < 4; f++)
+            x[f] = vi_and(vi_shr(word, (int)(2 * f)), vi_set1(0x03030303));
+    }
+    if (bits == 3) { /* the plane of the high bit: its bit 4 i_odd + f becomes bit 2 */
+        vi32 word = vi_load(at + kvq_codes_bytes(2, c->n) + 64 * (i / 2));
+#pragma GCC unroll 4
+        for (uint32_t f = 0; f < 4; f++) {
+            int from = (int)(4 * i_odd + f);
+            vi32 bit = from < 2 ? vi_shl(word, 2 - from) : vi_shr(word, from - 2);
+            x[f] = vi_or(x[f], vi_and(bit, vi_set1(0x04040404)));
+        }
+    }
+    if (c->levels != NULL)
+        for (uint32_t f = 0; f < 4; f++)
+            x[f] = vi_lookup16(c->levels, x[f]);
+}
+
+/* Byte b of each lane */
+VEC_INLINE vf32 byte_to_f32(vi32 x, const int b) {
+    return vi_to_f32(vi_and(vi_shr(x, 8 * b), vi_set1(0xff)));
+}
+
+/* e4m3 in the top byte of each lane */
+VEC_INLINE vf32 e4m3_to_f32(vi32 x) {
+    return vf_mul(vi_to_bits(vi_and(vi_sar(x, 4), vi_set1((int32_t)0x87f00000))), vf_set1(0x1p120f));
+}
+
+/* ---- dot products ---- */
+
+/* acc + x . y; 8-bit codes stand for themselves minus 128, and what is then left to subtract is wide_bias */
+VEC_INLINE vi32 dot(const uint32_t bits, vi32 acc, vi32 x, vi32 y) {
+    if (bits < 8)
+        return vi_dot(acc, x, y);
+    return vi_dot_wide(acc, VI_WIDE_OFFSET ? x : vi_xor(x, vi_set1((int32_t)0x80808080)), y);
+}
+
+enum { WIDE_BIAS = VI_WIDE_OFFSET };
+
+/* The sums of K: [row][16 tokens] */
+typedef struct key_sums {
+    vi32 hi[ROWS][4], lo[ROWS][4];
+} key_sums;
+
+/* Queries as bytes: (n_rows, n_sets, 2 terms, n). With two sets the first is for tokens 0 .. 31, the second for the rest. */
+typedef struct key_terms {
+    const int8_t *at;
+    uint32_t n, n_sets;
+} key_terms;
+
+VEC_INLINE void key_start(key_sums *s, const uint32_t n_r) {
+    for (uint32_t r = 0; r < n_r; r++)
+        for (uint32_t g = 0; g < 4; g++)
+            s->hi[r][g] = s->lo[r][g] = vi_set1(0);
+}
+
+/* s += codes . queries over the codes' words first .. end - 1 of 4 channels each; q: the first row, at the codes' first
+ * channel */
+VEC_INLINE void key_dots(key_sums *s, const packed *c, uint32_t piece, uint32_t first, uint32_t end, const key_terms *q,
+                         const uint32_t n_r) {
+    const uint32_t step = c->bits % 2 ? 2 : 1;
+    for (uint32_t i = first; i < end; i += step)
+#pragma GCC unroll 2
+        for (uint32_t odd = 0; odd < step; odd++) {
+            vi32 x[4];
+            load_dots(c, i + odd, odd, piece, x);
+#pragma GCC unroll 4
+            for (uint32_t r = 0; r < n_r; r++)
+#pragma GCC unroll 2
+                for (uint32_t set = 0; set < q->n_sets; set++) {
+                    const int8_t *at = q->at + (size_t)(r * q->n_sets + set) * 2 * q->n + 4 * (i + odd);
+                    vi32 hi = vi_load1(at), lo = vi_load1(at + q->n);
+#pragma GCC unroll 4
+                    for (uint32_t g = set * 4 / q->n_sets; g < (set + 1) * 4 / q->n_sets; g++) {
+                        s->hi[r][g] = dot(c->bits, s->hi[r][g], x[g], hi);
+                        s->lo[r][g] = dot(c->bits, s->lo[r][g], x[g], lo);
+                    }
+                }
+        }
+}
+
+VEC_INLINE vf32 terms_to_f32(vi32 hi, vi32 lo) {
+    return vi_to_f32(vi_add(vi_shl(hi, 7), lo));
+}
+
+/* Probabilities as bytes: (n_rows, 2 terms, 64) */
+typedef struct value_sums {
+    vi32 hi[ROWS], lo[ROWS];
+} value_sums;
+
+/* s += probabilities . codes of the 16 channels of block `channels` */
+VEC_INLINE void value_dots(value_sums *s, const packed *c, uint32_t piece, uint32_t channels, const int8_t *p,
+                           const uint32_t n_r) {
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < 4; j++) {
+        vi32 x[4];
+        load_dots(c, 4 * channels + j, j % 2, piece, x);
+#pragma GCC unroll 4
+        for (uint32_t f = 0; f < 4; f++)
+#pragma GCC unroll 4
+            for (uint32_t r = 0; r < n_r; r++) {
+                const int8_t *at = p + r * 2 * KVQ_TILE + 16 * j + 4 * f;
+                s->hi[r] = dot(c->bits, s->hi[r], x[f], vi_load1(at));
+                s->lo[r] = dot(c->bits, s->lo[r], x[f], vi_load1(at + KVQ_TILE));
+            }
+    }
+}
+
+#endif
