@@ -92,6 +92,9 @@ VEC_INLINE vi32 vi_load1(const void *p) {
     memcpy(&a, p, 4);
     return _mm256_set1_epi32(a);
 }
+VEC_INLINE vi32 vi_load_u8(const uint8_t *p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
 VEC_INLINE vi32 vi_set1(int32_t a) {
     return _mm256_set1_epi32(a);
 }
@@ -106,6 +109,9 @@ VEC_INLINE vi32 vi_xor(vi32 a, vi32 b) {
 }
 VEC_INLINE vi32 vi_add(vi32 a, vi32 b) {
     return _mm256_add_epi32(a, b);
+}
+VEC_INLINE vi32 vi_sub(vi32 a, vi32 b) {
+    return _mm256_sub_epi32(a, b);
 }
 VEC_INLINE vi32 vi_mul(vi32 a, vi32 b) {
     return _mm256_mullo_epi32(a, b);

@@ -88,6 +88,9 @@ VEC_INLINE vi32 vi_load1(const void *p) {
     memcpy(&a, p, 4);
     return _mm512_set1_epi32(a);
 }
+VEC_INLINE vi32 vi_load_u8(const uint8_t *p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
 VEC_INLINE vi32 vi_set1(int32_t a) {
     return _mm512_set1_epi32(a);
 }
@@ -102,6 +105,9 @@ VEC_INLINE vi32 vi_xor(vi32 a, vi32 b) {
 }
 VEC_INLINE vi32 vi_add(vi32 a, vi32 b) {
     return _mm512_add_epi32(a, b);
+}
+VEC_INLINE vi32 vi_sub(vi32 a, vi32 b) {
+    return _mm512_sub_epi32(a, b);
 }
 VEC_INLINE vi32 vi_mul(vi32 a, vi32 b) {
     return _mm512_mullo_epi32(a, b);

@@ -89,6 +89,12 @@ VEC_INLINE vi32 vi_load1(const void *p) {
     memcpy(&a, p, 4);
     return vdupq_n_s32(a);
 }
+VEC_INLINE vi32 vi_load_u8(const uint8_t *p) {
+    uint32_t a;
+    memcpy(&a, p, 4);
+    uint16x8_t wide = vmovl_u8(vcreate_u8(a));
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(wide)));
+}
 VEC_INLINE vi32 vi_set1(int32_t a) {
     return vdupq_n_s32(a);
 }
@@ -103,6 +109,9 @@ VEC_INLINE vi32 vi_xor(vi32 a, vi32 b) {
 }
 VEC_INLINE vi32 vi_add(vi32 a, vi32 b) {
     return vaddq_s32(a, b);
+}
+VEC_INLINE vi32 vi_sub(vi32 a, vi32 b) {
+    return vsubq_s32(a, b);
 }
 VEC_INLINE vi32 vi_mul(vi32 a, vi32 b) {
     return vmulq_s32(a, b);

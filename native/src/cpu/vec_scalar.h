@@ -86,6 +86,9 @@ VEC_INLINE void vi_store(void *p, vi32 a) {
 VEC_INLINE vi32 vi_load1(const void *p) { /* 4 bytes, repeated */
     return vi_load(p);
 }
+VEC_INLINE vi32 vi_load_u8(const uint8_t *p) { /* VF bytes, one per lane */
+    return *p;
+}
 VEC_INLINE vi32 vi_set1(int32_t a) {
     return a;
 }
@@ -100,6 +103,9 @@ VEC_INLINE vi32 vi_xor(vi32 a, vi32 b) {
 }
 VEC_INLINE vi32 vi_add(vi32 a, vi32 b) {
     return (int32_t)((uint32_t)a + (uint32_t)b);
+}
+VEC_INLINE vi32 vi_sub(vi32 a, vi32 b) {
+    return (int32_t)((uint32_t)a - (uint32_t)b);
 }
 VEC_INLINE vi32 vi_mul(vi32 a, vi32 b) {
     return (int32_t)((uint32_t)a * (uint32_t)b);

@@ -2,7 +2,8 @@
  * Attention over kivi, kvarn and tier tiles: codes with a scale and a zero per column.
  *
  *   K: scale, zero of a channel (kivi: and of 32 or 64 tokens)    q.k = sum (q scale) code + q.zero, times a token's factor
- *   V: scale, zero of a token (kivi: and of 32 or 64 channels)    p.v = sum (p scale) code + p.zero, times a channel's factor
+ *   V: scale, zero of a token (kivi: and of 32 or 64 channels)    p.v = sum (p scale) code + p.zero, times a channel's
+ * factor
  *
  * Scales go into the floats before these become bytes, so a tile's codes are multiplied as they are stored. Tokens are the
  * lanes of K, channels those of V. tier: the query is taken in the tile's order of channels; then it is three K tiles whose
@@ -31,7 +32,7 @@ typedef struct affine_keys {
 /* The queries with a tile's scales folded in. */
 typedef struct folded_queries {
     _Alignas(64) int8_t terms[KVQ_FEW_ROWS * MAX_SETS * 2 * KVQ_MAX_HEAD_DIM]; /* (n_rows, n_sets, 2, head_dim) */
-    float scale[KVQ_FEW_ROWS][MAX_SETS], zero[KVQ_FEW_ROWS][MAX_SETS];          /* logit = scale * sum + zero */
+    float scale[KVQ_FEW_ROWS][MAX_SETS], zero[KVQ_FEW_ROWS][MAX_SETS];         /* logit = scale * sum + zero */
 } folded_queries;
 
 VEC_INLINE void fold_query(const affine_keys *k, const float *q, uint32_t r, folded_queries *f) {
@@ -213,11 +214,11 @@ VEC_INLINE void expand_values(const affine_values *v, float *out) {
 /* The functions of kvq_key_kernels and kvq_value_kernels for the codec `id`, whose tiles get_keys and get_values know. */
 #define AFFINE_KEYS(id, get_keys, ...)                                                                                     \
     extern const kvq_codec kvq_codec_##id##_k;                                                                             \
-    static void score_##id(const void *tile, uint32_t head_dim, const void *q, uint32_t n_rows, float *logits) {          \
+    static void score_##id(const void *tile, uint32_t head_dim, const void *q, uint32_t n_rows, float *logits) {           \
         affine_keys k = get_keys(&kvq_codec_##id##_k, tile, head_dim, __VA_ARGS__);                                        \
         score_affine(&k, q, n_rows, logits);                                                                               \
     }                                                                                                                      \
-    static void expand_k_##id(const void *tile, uint32_t head_dim, float *out) {                                          \
+    static void expand_k_##id(const void *tile, uint32_t head_dim, float *out) {                                           \
         affine_keys k = get_keys(&kvq_codec_##id##_k, tile, head_dim, __VA_ARGS__);                                        \
         expand_keys(&k, out);                                                                                              \
     }                                                                                                                      \
@@ -225,12 +226,12 @@ VEC_INLINE void expand_values(const affine_values *v, float *out) {
 
 #define AFFINE_VALUES(id, get_values, ...)                                                                                 \
     extern const kvq_codec kvq_codec_##id##_v;                                                                             \
-    static void mix_##id(const void *tile, uint32_t head_dim, uint32_t n_tokens, const float *p, uint32_t n_rows,         \
+    static void mix_##id(const void *tile, uint32_t head_dim, uint32_t n_tokens, const float *p, uint32_t n_rows,          \
                          float *o) {                                                                                       \
         affine_values v = get_values(&kvq_codec_##id##_v, tile, head_dim, __VA_ARGS__);                                    \
         mix_affine(&v, p, n_rows, o);                                                                                      \
     }                                                                                                                      \
-    static void expand_v_##id(const void *tile, uint32_t head_dim, float *out) {                                          \
+    static void expand_v_##id(const void *tile, uint32_t head_dim, float *out) {                                           \
         affine_values v = get_values(&kvq_codec_##id##_v, tile, head_dim, __VA_ARGS__);                                    \
         expand_values(&v, out);                                                                                            \
     }                                                                                                                      \

@@ -16,22 +16,36 @@
 #include "kv/pack.h"
 
 enum {
-    ROWS = 3,             /* rows whose sums are in registers at a time */
-    N_PIECES = 16 / VF,   /* vectors in the 16 lanes of a dot vector */
-    TILE_VF = 64 / VF,    /* vectors in a float per token */
-    TERM = 128,           /* what a hi byte counts */
+    ROWS = 3,           /* rows whose sums are in registers at a time */
+    N_PIECES = 16 / VF, /* vectors in the 16 lanes of a dot vector */
+    TILE_VF = 64 / VF,  /* vectors in a float per token */
+    TERM = 128,         /* what a hi byte counts */
     TERMS_MAX = 127 * TERM,
-    AHEAD_BYTES = 4096,   /* tiles are read in the order of memory; how far ahead of it to fetch */
+    AHEAD_BYTES = 4096, /* tiles are read in the order of memory; how far ahead of it to fetch */
 };
 
 /* Runs `call` with n_r, a constant for the compiler, rows at a time: rows row .. row + n_r - 1 of n_rows. */
-#define FOR_ROWS(n_rows, call)                                                 \
-    for (uint32_t row = 0; row < (n_rows);) {                                  \
-        switch ((n_rows) - row < ROWS ? (n_rows) - row : ROWS) {               \
-        case 1: { enum { n_r = 1 }; call; row += n_r; break; }                 \
-        case 2: { enum { n_r = 2 }; call; row += n_r; break; }                 \
-        default: { enum { n_r = ROWS }; call; row += n_r; }                    \
-        }                                                                      \
+#define FOR_ROWS(n_rows, call)                                                                                             \
+    for (uint32_t row = 0; row < (n_rows);) {                                                                              \
+        switch ((n_rows) - row < ROWS ? (n_rows) - row : ROWS) {                                                           \
+        case 1: {                                                                                                          \
+            enum { n_r = 1 };                                                                                              \
+            call;                                                                                                          \
+            row += n_r;                                                                                                    \
+            break;                                                                                                         \
+        }                                                                                                                  \
+        case 2: {                                                                                                          \
+            enum { n_r = 2 };                                                                                              \
+            call;                                                                                                          \
+            row += n_r;                                                                                                    \
+            break;                                                                                                         \
+        }                                                                                                                  \
+        default: {                                                                                                         \
+            enum { n_r = ROWS };                                                                                           \
+            call;                                                                                                          \
+            row += n_r;                                                                                                    \
+        }                                                                                                                  \
+        }                                                                                                                  \
     }
 
 VEC_INLINE void fetch_ahead(const void *tile, size_t n_bytes) {
@@ -135,7 +149,8 @@ typedef struct key_sums {
     vi32 hi[ROWS][4], lo[ROWS][4];
 } key_sums;
 
-/* Queries as bytes: (n_rows, n_sets, 2 terms, n). With two sets the first is for tokens 0 .. 31, the second for the rest. */
+/* Queries as bytes: (n_rows, n_sets, 2 terms, n). With two sets the first is for tokens 0 .. 31, the second for the rest.
+ */
 typedef struct key_terms {
     const int8_t *at;
     uint32_t n, n_sets;

@@ -1,0 +1,228 @@
+/*
+ * Codes that stand for integer levels, with a scale per token and block of channels: for attend_levels.c, and for
+ * attend_split.c, whose tiles are two of them.
+ */
+#ifndef KVQ_CPU_ATTEND_LEVELS_H
+#define KVQ_CPU_ATTEND_LEVELS_H
+
+#include "cpu/kernels/attend_codes.h"
+
+#include <math.h>
+
+enum { MAX_BLOCKS = KVQ_MAX_HEAD_DIM / 16 };
+
+/* x[t][d] ~ unit * scale[d / block][t] * (level[code] - bias). Known when a kernel is compiled: bits, bias, block, e4m3 and
+ * whether there are levels. */
+typedef struct scaled_codes {
+    packed codes;
+    int32_t bias;
+    uint32_t block;       /* channels that share a token's scale; a multiple of 16 */
+    bool e4m3;            /* scales are e4m3, else half floats */
+    const uint8_t *scale; /* (n_blocks, 64) */
+    float unit;
+} scaled_codes;
+
+/* Scales of tokens t .. t + VF - 1, without the unit */
+VEC_INLINE vf32 load_scales(const scaled_codes *c, uint32_t block, uint32_t t) {
+    if (c->e4m3)
+        return e4m3_to_f32(vi_shl(vi_load_u8(c->scale + block * KVQ_TILE + t), 24));
+    return vf_load_f16((const uint16_t *)c->scale + block * KVQ_TILE + t);
+}
+
+/* What the dot product has to take off per unit of the other side */
+VEC_INLINE int32_t dot_bias(const uint32_t bits, const int32_t bias) {
+    return bits == 8 ? WIDE_BIAS : bias;
+}
+
+VEC_INLINE uint32_t n_blocks(const scaled_codes *c) {
+    return (c->codes.n + c->block - 1) / c->block;
+}
+
+/* ---- keys ---- */
+
+/* What prepare leaves: one of these per row, then all rows' bytes. */
+typedef struct prepared_row {
+    float scale;               /* of its integers */
+    int32_t start[MAX_BLOCKS]; /* of a block's sum: -bias * the sum of its integers */
+} prepared_row;
+
+VEC_INLINE int8_t *prepared_terms(void *prepared, uint32_t n_rows) { /* (n_rows, 2, n) */
+    return (int8_t *)((prepared_row *)prepared + n_rows);
+}
+
+/* q: (n_rows, n), for codes of these bits, bias and block */
+VEC_INLINE void prepare_queries(const float *q, uint32_t n_rows, uint32_t n, const uint32_t bits, const int32_t bias,
+                                const uint32_t block, void *prepared) {
+    prepared_row *rows = prepared;
+    for (uint32_t r = 0; r < n_rows; r++, q += n) {
+        int8_t *hi = prepared_terms(prepared, n_rows) + (size_t)r * 2 * n, *lo = hi + n;
+        vf32 max = vf_zero(), all = vf_zero();
+        for (uint32_t d = 0; d < n; d += VF) {
+            max = vf_max(max, vf_abs(vf_load(q + d)));
+            all = vf_add(all, vf_load(q + d));
+        }
+        int32_t unused;
+        float scale = to_terms(q, n, max, hi, lo, &unused);
+        rows[r].scale = isnan(vf_reduce_add(all)) ? NAN : scale; /* the maximum passes over NaN */
+        memset(rows[r].start, 0, sizeof rows[r].start);
+        for (uint32_t d = 0; d < n; d++)
+            rows[r].start[d / block] -= dot_bias(bits, bias) * (TERM * hi[d] + lo[d]);
+    }
+}
+
+VEC_INLINE void score_scaled_rows(const scaled_codes *k, const void *prepared, uint32_t n_rows, uint32_t row,
+                                  const uint32_t n_r, bool add, float *logits) {
+    const prepared_row *rows = (const prepared_row *)prepared + row;
+    key_terms q = {prepared_terms((void *)prepared, n_rows) + (size_t)row * 2 * k->codes.n, k->codes.n, 1};
+    logits += row * KVQ_TILE;
+    for (uint32_t piece = 0; piece < N_PIECES; piece++)
+        for (uint32_t b = 0; b < n_blocks(k); b++) {
+            uint32_t end = (b + 1) * k->block < k->codes.n ? (b + 1) * k->block : k->codes.n;
+            key_sums s;
+            key_start(&s, n_r);
+#pragma GCC unroll 4
+            for (uint32_t r = 0; r < n_r; r++)
+                for (uint32_t g = 0; g < 4; g++)
+                    s.lo[r][g] = vi_set1(rows[r].start[b]);
+            key_dots(&s, &k->codes, piece, b * k->block / 4, end / 4, &q, n_r);
+#pragma GCC unroll 4
+            for (uint32_t g = 0; g < 4; g++) {
+                uint32_t t = 16 * g + VF * piece;
+                vf32 scale = vf_mul(load_scales(k, b, t), vf_set1(k->unit));
+#pragma GCC unroll 4
+                for (uint32_t r = 0; r < n_r; r++) {
+                    float *out = logits + r * KVQ_TILE + t;
+                    vf32 y = vf_mul(terms_to_f32(s.hi[r][g], s.lo[r][g]), vf_mul(scale, vf_set1(rows[r].scale)));
+                    vf_store(out, b > 0 || add ? vf_add(y, vf_load(out)) : y);
+                }
+            }
+        }
+}
+
+/* logits (n_rows, 64) = q . k, or += */
+VEC_INLINE void score_scaled(const scaled_codes *k, const void *prepared, uint32_t n_rows, bool add, float *logits) {
+    FOR_ROWS(n_rows, score_scaled_rows(k, prepared, n_rows, row, n_r, add, logits));
+}
+
+/* out: (n, 64) */
+VEC_INLINE void expand_scaled_keys(const scaled_codes *k, float *out) {
+    const uint32_t step = k->codes.bits % 2 ? 2 : 1;
+    for (uint32_t piece = 0; piece < N_PIECES; piece++)
+        for (uint32_t i = 0; i < k->codes.n / 4; i += step)
+#pragma GCC unroll 2
+            for (uint32_t odd = 0; odd < step; odd++) {
+                vi32 x[4];
+                load_dots(&k->codes, i + odd, odd, piece, x);
+#pragma GCC unroll 4
+                for (uint32_t g = 0; g < 4; g++) {
+                    uint32_t d = 4 * (i + odd), t = 16 * g + VF * piece;
+                    vf32 scale = vf_mul(load_scales(k, d / k->block, t), vf_set1(k->unit));
+#pragma GCC unroll 4
+                    for (uint32_t b = 0; b < 4; b++)
+                        vf_store(out + (d + b) * KVQ_TILE + t,
+                                 vf_mul(vf_sub(byte_to_f32(x[g], (int)b), vf_set1((float)k->bias)), scale));
+                }
+            }
+}
+
+/* ---- values ---- */
+
+/* Probabilities with a block's scales folded in. */
+typedef struct scaled_probs {
+    _Alignas(64) int8_t terms[KVQ_FEW_ROWS * 2 * KVQ_TILE]; /* (n_rows, 2, 64) */
+    float scale[KVQ_FEW_ROWS];
+    int32_t start[KVQ_FEW_ROWS];
+} scaled_probs;
+
+VEC_INLINE void scale_probs(const scaled_codes *v, uint32_t block, const float *p, uint32_t r, scaled_probs *s) {
+    _Alignas(64) float x[KVQ_TILE];
+    int32_t sum;
+    vf32 max = vf_zero();
+#pragma GCC unroll 4
+    for (uint32_t t = 0; t < KVQ_TILE; t += VF) {
+        vf32 y = vf_mul(vf_load(p + t), load_scales(v, block, t));
+        vf_store(x + t, y);
+        max = vf_max(max, vf_abs(y));
+    }
+    int8_t *terms = s->terms + r * 2 * KVQ_TILE;
+    s->scale[r] = v->unit * to_terms(x, KVQ_TILE, max, terms, terms + KVQ_TILE, &sum);
+    s->start[r] = -dot_bias(v->codes.bits, v->bias) * sum;
+}
+
+VEC_INLINE void mix_scaled_rows(const scaled_codes *v, const scaled_probs *p, uint32_t channel, uint32_t row,
+                                const uint32_t n_r, float *o) {
+    for (uint32_t piece = 0; piece < N_PIECES; piece++) {
+        value_sums s;
+        for (uint32_t r = 0; r < n_r; r++) {
+            s.hi[r] = vi_set1(0);
+            s.lo[r] = vi_set1(p->start[row + r]);
+        }
+        value_dots(&s, &v->codes, piece, channel / 16, p->terms + row * 2 * KVQ_TILE, n_r);
+#pragma GCC unroll 4
+        for (uint32_t r = 0; r < n_r; r++) {
+            float *out = o + (row + r) * kvq_output_stride(v->codes.n) + channel + VF * piece;
+            vf_store(out, vf_fma(terms_to_f32(s.hi[r], s.lo[r]), vf_set1(p->scale[row + r]), vf_load(out)));
+        }
+    }
+}
+
+/* o (n_rows, n) += p (n_rows, 64) . v */
+VEC_INLINE void mix_scaled(const scaled_codes *v, const float *p, uint32_t n_rows, float *o) {
+    scaled_probs scaled;
+    for (uint32_t b = 0; b < n_blocks(v); b++) {
+        uint32_t end = (b + 1) * v->block < v->codes.n ? (b + 1) * v->block : v->codes.n;
+        for (uint32_t r = 0; r < n_rows; r++)
+            scale_probs(v, b, p + r * KVQ_TILE, r, &scaled);
+        for (uint32_t channel = b * v->block; channel < end; channel += 16)
+            FOR_ROWS(n_rows, mix_scaled_rows(v, &scaled, channel, row, n_r, o));
+    }
+}
+
+/* out: (64, n) */
+VEC_INLINE void expand_scaled_values(const scaled_codes *v, float *out) {
+    _Alignas(64) float scale[KVQ_TILE];
+    for (uint32_t channel = 0; channel < v->codes.n; channel += 16) {
+        for (uint32_t t = 0; t < KVQ_TILE && channel % v->block == 0; t += VF)
+            vf_store(scale + t, vf_mul(load_scales(v, channel / v->block, t), vf_set1(v->unit)));
+        for (uint32_t piece = 0; piece < N_PIECES; piece++)
+#pragma GCC unroll 4
+            for (uint32_t j = 0; j < 4; j++) {
+                vi32 x[4];
+                load_dots(&v->codes, channel / 4 + j, j % 2, piece, x);
+#pragma GCC unroll 16
+                for (uint32_t i = 0; i < 16; i++) {
+                    uint32_t t = 16 * j + i;
+                    vf32 level = vf_sub(byte_to_f32(x[i / 4], (int)(i % 4)), vf_set1((float)v->bias));
+                    vf_store(out + t * v->codes.n + channel + VF * piece, vf_mul(level, vf_set1(scale[t])));
+                }
+            }
+    }
+}
+
+/* ---- turbo ---- */
+
+VEC_INLINE int32_t turbo_bias(const uint32_t bits) {
+    return bits == 2 ? 60 : bits == 3 ? 62 : 63;
+}
+
+/* A set of n channels in a turbo tile. Its levels are the centroids times 39.729, 28.944 and 23.078, plus the bias: the
+ * factors up to 63 / largest centroid with which rounding costs least. */
+VEC_INLINE scaled_codes turbo_codes(const uint8_t *codes, const uint8_t *scale, uint32_t n, const uint32_t bits) {
+    static const uint8_t levels2[16] = {0, 42, 78, 120};
+    static const uint8_t levels3[16] = {0, 23, 40, 55, 69, 84, 101, 124};
+    static const uint8_t levels4[16] = {0, 15, 26, 34, 41, 48, 54, 60, 66, 72, 78, 85, 92, 100, 111, 126};
+    return (scaled_codes){
+        .codes = {codes, bits, n,
+                  bits == 2   ? levels2
+                  : bits == 3 ? levels3
+                              : levels4},
+        .bias = turbo_bias(bits),
+        .block = KVQ_MAX_HEAD_DIM,
+        .scale = scale,
+        .unit = 1.0f / (bits == 2   ? 39.729f
+                        : bits == 3 ? 28.944f
+                                    : 23.078f),
+    };
+}
+
+#endif
