@@ -10,10 +10,13 @@ import typer
 
 from .. import errors
 from . import common
+from .convert import convert
 from .generate import generate
+from .imatrix import imatrix
 from .info import info
 from .models import models
 from .pull import pull
+from .quantize import quantize
 from .tokenize import tokenize
 
 app = typer.Typer(
@@ -23,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, models, pull, info, tokenize):
+for verb in (generate, models, pull, info, tokenize, convert, quantize, imatrix):
     app.command()(verb)
 
 

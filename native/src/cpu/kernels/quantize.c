@@ -268,15 +268,29 @@ static void solve(const kvq_quantizer *z, const normal *sums, batch *b) {
 
 /* ---- a batch ---- */
 
-static void load(const kvq_quantizer *z, const float *x, uint32_t n_groups, const float *weights, size_t column,
-                 uint32_t n_per_row, batch *b) {
-    uint32_t n = z->n_elements;
-    for (uint32_t g = 0; g < LANES; g++) {
-        const float *w = weights ? weights + (column + g * n) % n_per_row : NULL;
-        for (uint32_t j = 0; j < n; j++) {
-            b->x[j * LANES + g] = g < n_groups ? x[g * n + j] : 0.0f;
-            b->w[j * LANES + g] = w ? w[j] : 1.0f;
+/* Row g of x (n_groups, n) becomes column g of y (n, LANES); the columns of missing groups stay. */
+static void transpose(const float *x, uint32_t n, uint32_t n_groups, float *y) {
+    int32_t lanes[LANES];
+    for (uint32_t g = 0; g < LANES; g++)
+        lanes[g] = (int32_t)(g * n);
+    if (n_groups == LANES)
+        for (uint32_t l = 0; l < LANES; l += VF) {
+            vi32 index = vi_load(lanes + l);
+            for (uint32_t j = 0; j < n; j++)
+                vf_store(y + j * LANES + l, vi_to_bits(vi_gather(x + j, index)));
         }
+    else
+        for (uint32_t g = 0; g < n_groups; g++)
+            for (uint32_t j = 0; j < n; j++)
+                y[j * LANES + g] = x[g * n + j];
+}
+
+/* Weights of the columns from `column` on, which start again with each row */
+static void load_weights(const kvq_quantizer *z, const float *weights, size_t column, uint32_t n_per_row, batch *b) {
+    for (uint32_t g = 0; g < LANES; g++) {
+        const float *w = weights + (column + g * z->n_elements) % n_per_row;
+        for (uint32_t j = 0; j < z->n_elements; j++)
+            b->w[j * LANES + g] = w[j];
     }
 }
 
@@ -331,9 +345,15 @@ static void encode(const kvq_quantizer *z, const float *x, size_t n, const float
                    uint8_t *dst) {
     batch b;
     size_t n_groups = n / z->n_elements;
+    for (size_t i = 0; i < KVQ_FIT_ELEMENTS * LANES; i++)
+        b.w[i] = 1.0f;
     for (size_t first = 0; first < n_groups; first += LANES) {
         uint32_t n_here = (uint32_t)(n_groups - first < LANES ? n_groups - first : LANES);
-        load(z, x + first * z->n_elements, n_here, weights, first * z->n_elements, n_per_row, &b);
+        if (n_here < LANES)
+            memset(b.x, 0, sizeof b.x);
+        transpose(x + first * z->n_elements, z->n_elements, n_here, b.x);
+        if (weights != NULL)
+            load_weights(z, weights, first * z->n_elements % n_per_row, n_per_row, &b);
         (z->values ? fit_table : z->n_elements == 16 ? fit_16 : fit_32)(z, &b);
         for (uint32_t g = 0; g < n_here; g += z->n_groups, dst += z->block_bytes)
             z->pack(&b.fit, g, dst);
