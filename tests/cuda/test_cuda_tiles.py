@@ -1,0 +1,86 @@
+"""The order of a tile on the GPU is a bijection of the canonical one: host code, no GPU and no nvcc needed."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CUDA = Path(__file__).parents[2] / "native" / "cuda"
+
+PROGRAM = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "tile.h"
+
+/* Every code has bits of its own and none is left over; what was put is got. */
+static int check_codes(bool is_k, uint32_t bits, uint32_t head_dim) {
+    uint32_t n_words = 64 * head_dim * bits / 32;
+    uint32_t *words = calloc(n_words, 4);
+    unsigned char *codes = malloc(64 * head_dim);
+    for (uint32_t i = 0; i < 64 * head_dim; i++) {
+        codes[i] = (unsigned char)(rand() >> 7 & ((1u << bits) - 1));
+        put_code(words, place_code(is_k, bits, head_dim, i / head_dim, i % head_dim), codes[i]);
+    }
+    for (uint32_t i = 0; i < 64 * head_dim; i++)
+        if (get_code(words, place_code(is_k, bits, head_dim, i / head_dim, i % head_dim), bits) != codes[i])
+            return 1;
+    memset(words, 0, n_words * 4);
+    for (uint32_t i = 0; i < 64 * head_dim; i++)
+        put_code(words, place_code(is_k, bits, head_dim, i / head_dim, i % head_dim), (1u << bits) - 1);
+    for (uint32_t i = 0; i < n_words; i++)
+        if (words[i] != ~0u)
+            return 2;
+    return 0;
+}
+
+static int check_meta(uint32_t family, bool is_k, uint32_t group, uint32_t head_dim) {
+    uint32_t n = meta_halfs(family, is_k, group, head_dim);
+    char *seen = calloc(n, 1);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t place = meta_place(family, is_k, group, head_dim, i);
+        if (place >= n || seen[place])
+            return 1;
+        seen[place] = 1;
+    }
+    return 0;
+}
+
+int main(void) {
+    static const uint32_t widths[] = {2, 3, 4, 8}, groups[][2] = {{FAMILY_KIVI, 32}, {FAMILY_KIVI, 64}, {FAMILY_BLOCKS, 32}, {FAMILY_KVARN, 64}};
+    int n = 0;
+    for (uint32_t head_dim = 16; head_dim <= 256; head_dim += 16)
+        for (int is_k = 0; is_k < 2; is_k++) {
+            for (int i = 0; i < 4; i++, n++)
+                if (check_codes(is_k, widths[i], head_dim)) {
+                    printf("codes: side %d, %u bits, head_dim %u\n", is_k, widths[i], head_dim);
+                    return 1;
+                }
+            char *seen = calloc(64 * head_dim, 1);
+            for (uint32_t i = 0; i < 64 * head_dim; i++)
+                if (seen[place_half(is_k, head_dim, i / head_dim, i % head_dim)]++)
+                    return 1;
+            for (int i = 0; i < 4; i++, n++)
+                if (check_meta(groups[i][0], is_k, groups[i][1], head_dim)) {
+                    printf("scales: side %d, family %u, head_dim %u\n", is_k, groups[i][0], head_dim);
+                    return 1;
+                }
+        }
+    printf("%d\n", n);
+    return 0;
+}
+"""
+
+
+def test_tile_order_is_a_bijection(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    source = tmp_path / "tiles.c"
+    source.write_text(PROGRAM)
+    command = [compiler, "-std=c11", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover", f"-I{CUDA}", source]
+    subprocess.run([*command, "-o", tmp_path / "tiles"], check=True)
+    done = subprocess.run([tmp_path / "tiles"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert int(done.stdout) == 16 * 2 * 8
