@@ -1,8 +1,8 @@
 """turbo4, turbo3, turbo2, turbo3.5, turbo2.5 (TurboQuant, arXiv 2504.19874): rotated tokens on a Lloyd-Max codebook.
 
-The rotated channels of a token, divided by their root mean square, take the nearest centroid of the best codebook for a
-normal distribution; one scale per token puts the size back, by least squares for keys, unbiased for values. Tile:
-codes, scales (half floats).
+The rotated channels of a token, divided by their root mean square (or a tenth less or more, whichever fits best), take
+the nearest centroid of the best codebook for a normal distribution; one scale per token puts the size back, by least
+squares for keys, unbiased for values. Tile: codes, scales (half floats).
 
 turbo3.5 and turbo2.5 do that twice: the half of the channels with most energy in the tile gets one bit more. Tile:
 codes of the wide channels, codes of the narrow ones, both sets' scales, and a mask of the wide channels, one bit each.
@@ -23,17 +23,27 @@ _POSITIVE = {
 CENTROIDS = {bits: np.array([-c for c in half_[::-1]] + half_, np.float32) for bits, half_ in _POSITIVE.items()}
 
 
-def _encode_set(side: str, bits: int, x: F32) -> tuple[bytes, F16]:
-    y, centroids = rotate(x), CENTROIDS[bits]
-    yy = total(y * y, 1)
-    normal = y * reciprocal(np.sqrt(yy / np.float32(y.shape[1])))[:, None]
+def _round(y: F32, bits: int, size: F32) -> tuple[U8, F32, F32]:
+    """Give the codes of tokens divided by their size, and the sums of y * centroid and of centroid^2."""
+    centroids = CENTROIDS[bits]
     midpoints = (centroids[:-1] + centroids[1:]) * np.float32(0.5)
+    normal = y * reciprocal(size)[:, None]
     codes = np.searchsorted(midpoints, normal.ravel(), side="left").reshape(y.shape).astype(np.uint8)
-    levels = centroids[codes]
-    yc, cc = total(y * levels, 1), total(levels * levels, 1)
-    fits = yc > 0
-    safe = np.where(fits, yc, np.float32(1))
-    scale = np.where(fits, yc / cc if side == "k" else yy / safe, np.float32(0))
+    return codes, total(y * centroids[codes], 1), total(centroids[codes] * centroids[codes], 1)
+
+
+def _encode_set(side: str, bits: int, x: F32) -> tuple[bytes, F16]:
+    y = rotate(x)
+    yy = total(y * y, 1)
+    rms = np.sqrt(yy / np.float32(y.shape[1]))
+    best, most = np.ones_like(rms), np.full_like(rms, -1)
+    for stretch in np.array([1, 0.90625, 1.09375], np.float32):
+        _, yc, cc = _round(y, bits, rms * stretch)
+        wins = yc * yc / cc > most
+        best, most = np.where(wins, stretch, best), np.where(wins, yc * yc / cc, most)
+    codes, yc, cc = _round(y, bits, rms * best)
+    safe = np.where(yc > 0, yc, np.float32(1))
+    scale = np.where(yc > 0, yc / cc if side == "k" else yy / safe, np.float32(0))
     return pack(side, bits, codes), half(scale)
 
 

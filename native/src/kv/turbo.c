@@ -16,8 +16,9 @@
  *            mask   head_dim bits the wide channels
  *
  * The rotated coordinates of a token are close to normal with the token's root mean square as deviation; codes are the
- * nearest centroids (Lloyd-Max) at that size. Then the scale: for keys the least-squares one, for values the one whose
- * reconstruction projects onto the token with length 1 (unbiased, as in EDEN), so that errors average out over tokens.
+ * nearest centroids (Lloyd-Max) at that size, or at a tenth less or more if that fits better. Then the scale: for keys the
+ * least-squares one, for values the one whose reconstruction projects onto the token with length 1 (unbiased, as in EDEN),
+ * so that errors average out over tokens.
  *
  * Wide channels: the half (head_dim / 32 * 16) with most energy in the tile, before rotation; ties to the lower index. The
  * sets are in ascending channel order, and each is rotated by the Hadamard of its own size. So a tile stores which channels
@@ -55,25 +56,41 @@ static uint8_t nearest(float x, const float *centroids, uint32_t n) {
     return code;
 }
 
+/* The codes of a token y (n) divided by `size`, and what scales are fitted from: sums of y * centroid and of centroid^2. */
+static void round_token(const float *y, uint32_t n, uint32_t bits, float size, uint8_t *codes, float *yc, float *cc) {
+    const float *centroids = kvq_turbo_centroids(bits);
+    float inverse = kvq_reciprocal(size);
+    *yc = *cc = 0.0f;
+    for (uint32_t d = 0; d < n; d++) {
+        codes[d] = nearest(y[d] * inverse, centroids, 1u << bits);
+        *yc += y[d] * centroids[codes[d]];
+        *cc += centroids[codes[d]] * centroids[codes[d]];
+    }
+}
+
+/* The codes and the scale of a token. */
+static uint16_t encode_token(char side, const float *y, uint32_t n, uint32_t bits, uint8_t *codes) {
+    static const float stretch[3] = {1.0f, 0.90625f, 1.09375f};
+    float yy = 0.0f, yc, cc, most = -1.0f, best = 1.0f;
+    for (uint32_t d = 0; d < n; d++)
+        yy += y[d] * y[d];
+    float rms = sqrtf(yy / (float)n);
+    for (uint32_t i = 0; i < 3; i++) {
+        round_token(y, n, bits, rms * stretch[i], codes, &yc, &cc);
+        float explained = yc * yc / cc; /* of yy, by the least-squares scale */
+        best = explained > most ? stretch[i] : best;
+        most = explained > most ? explained : most;
+    }
+    round_token(y, n, bits, rms * best, codes, &yc, &cc);
+    return kvq_f16_saturated(yc <= 0.0f ? 0.0f : side == 'k' ? yc / cc : yy / yc);
+}
+
 /* One instance: rotates y (KVQ_TILE, n) in place and encodes it. */
 static void encode_set(char side, float *y, uint32_t n, uint32_t bits, uint8_t *packed, uint16_t *scale) {
-    const float *centroids = kvq_turbo_centroids(bits);
     uint8_t codes[KVQ_TILE * KVQ_MAX_HEAD_DIM];
     kvq_rotate(y, KVQ_TILE, n);
-    for (uint32_t t = 0; t < KVQ_TILE; t++) {
-        const float *token = y + t * n;
-        float yy = 0.0f, yc = 0.0f, cc = 0.0f;
-        for (uint32_t d = 0; d < n; d++)
-            yy += token[d] * token[d];
-        float inverse = kvq_reciprocal(sqrtf(yy / (float)n));
-        for (uint32_t d = 0; d < n; d++) {
-            uint8_t code = nearest(token[d] * inverse, centroids, 1u << bits);
-            codes[t * n + d] = code;
-            yc += token[d] * centroids[code];
-            cc += centroids[code] * centroids[code];
-        }
-        scale[t] = kvq_f16_saturated(yc <= 0.0f ? 0.0f : side == 'k' ? yc / cc : yy / yc);
-    }
+    for (uint32_t t = 0; t < KVQ_TILE; t++)
+        scale[t] = encode_token(side, y + t * n, n, bits, codes + t * n);
     kvq_pack(side, bits, n, codes, packed);
 }
 
