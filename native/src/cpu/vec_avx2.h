@@ -67,6 +67,21 @@ VEC_INLINE bool vf_any_less(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_round(vf32 a) {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+VEC_INLINE vf32 vf_swap(vf32 a, const int n) {
+    return n == 1 ? _mm256_permute_ps(a, 0xb1) : n == 2 ? _mm256_permute_ps(a, 0x4e) : _mm256_permute2f128_ps(a, a, 1);
+}
+VEC_INLINE void vf_store_split(vf32 a, uint32_t mask, float *ones, float *zeros) {
+    float x[8];
+    _mm256_storeu_ps(x, a);
+    for (int i = 0; i < 8; i++)
+        *(mask >> i & 1 ? ones++ : zeros++) = x[i];
+}
+VEC_INLINE vf32 vf_load_merged(uint32_t mask, const float *ones, const float *zeros) {
+    float x[8];
+    for (int i = 0; i < 8; i++)
+        x[i] = *(mask >> i & 1 ? ones++ : zeros++);
+    return _mm256_loadu_ps(x);
+}
 VEC_INLINE float vf_reduce_add(vf32 a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -67,6 +67,20 @@ VEC_INLINE bool vf_any_less(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_round(vf32 a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+VEC_INLINE vf32 vf_swap(vf32 a, const int n) {
+    return n == 1   ? _mm512_permute_ps(a, 0xb1)
+           : n == 2 ? _mm512_permute_ps(a, 0x4e)
+           : n == 4 ? _mm512_shuffle_f32x4(a, a, 0xb1)
+                    : _mm512_shuffle_f32x4(a, a, 0x4e);
+}
+VEC_INLINE void vf_store_split(vf32 a, uint32_t mask, float *ones, float *zeros) {
+    _mm512_storeu_ps(ones, _mm512_maskz_compress_ps((__mmask16)mask, a));
+    _mm512_storeu_ps(zeros, _mm512_maskz_compress_ps((__mmask16)~mask, a));
+}
+VEC_INLINE vf32 vf_load_merged(uint32_t mask, const float *ones, const float *zeros) {
+    __m512 a = _mm512_maskz_expand_ps((__mmask16)~mask, _mm512_loadu_ps(zeros));
+    return _mm512_mask_expand_ps(a, (__mmask16)mask, _mm512_loadu_ps(ones));
+}
 VEC_INLINE float vf_reduce_add(vf32 a) {
     return _mm512_reduce_add_ps(a);
 }

@@ -68,6 +68,21 @@ VEC_INLINE bool vf_any_less(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_round(vf32 a) {
     return vrndnq_f32(a);
 }
+VEC_INLINE vf32 vf_swap(vf32 a, const int n) {
+    return n == 1 ? vrev64q_f32(a) : vextq_f32(a, a, 2);
+}
+VEC_INLINE void vf_store_split(vf32 a, uint32_t mask, float *ones, float *zeros) {
+    float x[4];
+    vst1q_f32(x, a);
+    for (int i = 0; i < 4; i++)
+        *(mask >> i & 1 ? ones++ : zeros++) = x[i];
+}
+VEC_INLINE vf32 vf_load_merged(uint32_t mask, const float *ones, const float *zeros) {
+    float x[4];
+    for (int i = 0; i < 4; i++)
+        x[i] = *(mask >> i & 1 ? ones++ : zeros++);
+    return vld1q_f32(x);
+}
 VEC_INLINE float vf_reduce_add(vf32 a) {
     return vaddvq_f32(a);
 }

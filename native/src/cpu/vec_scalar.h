@@ -63,6 +63,17 @@ VEC_INLINE bool vf_any_less(vf32 a, vf32 b) { /* a < b in any lane */
 VEC_INLINE vf32 vf_round(vf32 a) {
     return rintf(a);
 } /* to nearest even */
+VEC_INLINE vf32 vf_swap(vf32 a, const int n) { /* lane i becomes lane i ^ n; n is a power of two below VF */
+    return a;
+}
+/* The lanes whose bit of mask is set go to ones, the others to zeros, in order; up to VF floats are written to each. */
+VEC_INLINE void vf_store_split(vf32 a, uint32_t mask, float *ones, float *zeros) {
+    *(mask & 1 ? ones : zeros) = a;
+}
+/* The inverse; up to VF floats are read from each. */
+VEC_INLINE vf32 vf_load_merged(uint32_t mask, const float *ones, const float *zeros) {
+    return *(mask & 1 ? ones : zeros);
+}
 VEC_INLINE float vf_reduce_add(vf32 a) {
     return a;
 }

@@ -61,9 +61,13 @@ VEC_INLINE void prepare_queries(const float *q, uint32_t n_rows, uint32_t n, con
             max = vf_max(max, vf_abs(vf_load(q + d)));
             all = vf_add(all, vf_load(q + d));
         }
-        int32_t unused;
-        float scale = to_terms(q, n, max, hi, lo, &unused);
+        int32_t sum;
+        float scale = to_terms(q, n, max, hi, lo, &sum);
         rows[r].scale = isnan(vf_reduce_add(all)) ? NAN : scale; /* the maximum passes over NaN */
+        if (n <= block) {
+            rows[r].start[0] = -dot_bias(bits, bias) * sum;
+            continue;
+        }
         memset(rows[r].start, 0, sizeof rows[r].start);
         for (uint32_t d = 0; d < n; d++)
             rows[r].start[d / block] -= dot_bias(bits, bias) * (TERM * hi[d] + lo[d]);
