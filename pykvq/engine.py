@@ -39,6 +39,7 @@ class EngineOptions(TypedDict, total=False):
     kv_layers: str | None  # exceptions by layer: "0-1,-1:TYPE,4:TYPE"
     kv_sink: int | None  # first tokens kept in f16; default: the type's
     kv_tail: int | None  # newest tokens kept in f16; default: the type's
+    exact: bool | None  # for measuring: weights as float32, activations never rounded to int8; default False
 
 
 _FIELDS = {  # option -> member of pykvq_engine_params
@@ -54,6 +55,7 @@ _FIELDS = {  # option -> member of pykvq_engine_params
     "kv_layers": "kv_layers",
     "kv_sink": "kv_sink",
     "kv_tail": "kv_tail",
+    "exact": "exact",
 }
 
 

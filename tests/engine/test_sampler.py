@@ -102,7 +102,15 @@ def test_broken_logits_are_reported(bad, temp):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"temp": -1.0}, {"temp": np.nan}, {"top_k": -2}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": -0.1}, {"min_p": np.nan}],
+    [
+        {"temp": -1.0},
+        {"temp": np.nan},
+        {"top_k": -2},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        {"min_p": np.nan},
+    ],
     ids=str,
 )
 def test_impossible_settings_are_refused(bad):

@@ -269,3 +269,21 @@ def test_plan_is_what_is_taken(model):
         planned = engine.plan.n_kv_bytes + engine.plan.n_scratch_bytes
         assert abs(taken - planned) <= 0.01 * planned
         assert len(sequences) == 4
+
+
+def test_an_exact_engine_does_not_round_activations(tmp_path):
+    """On Q8_0 weights: in one piece or token by token differ by float rounding only, and memory is as planned."""
+    import gguf
+
+    from pykvq._ffi import lib
+
+    path = tiny.write(tmp_path / "q8.gguf", weight_type=gguf.GGMLQuantizationType.Q8_0)
+    with pykvq.Model.open(path) as model:
+        rounded = fresh_logits(model, TEXT[:100], batch=512)
+        whole = fresh_logits(model, TEXT[:100], batch=512, exact=True)
+        assert close(fresh_logits(model, TEXT[:100], batch=1, exact=True), whole)
+        assert not close(rounded, whole)
+        before = lib.pykvq_allocated_bytes()
+        with pykvq.Engine(model, ctx=256, exact=True) as engine:
+            planned = engine.plan.n_kv_bytes + engine.plan.n_scratch_bytes
+            assert abs(lib.pykvq_allocated_bytes() - before - planned) <= 0.01 * planned

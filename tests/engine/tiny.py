@@ -8,7 +8,15 @@ import numpy as np
 N_VOCAB, N_EMBD, N_HEAD, N_HEAD_KV, HEAD_DIM, N_FF = 160, 64, 4, 2, 32, 96
 
 
-def write(path: Path, *, n_layer: int = 2, n_ctx: int = 2048, window: int | None = None, key_bias: float = 0) -> Path:
+def write(
+    path: Path,
+    *,
+    n_layer: int = 2,
+    n_ctx: int = 2048,
+    window: int | None = None,
+    key_bias: float = 0,
+    weight_type: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+) -> Path:
     """window: of the even layers (as in gemma2); key_bias: how large the key bias of a qwen2 is; neither: a llama."""
     arch = "gemma2" if window is not None else "qwen2" if key_bias else "llama"
     rng = np.random.default_rng(7)
@@ -26,7 +34,8 @@ def write(path: Path, *, n_layer: int = 2, n_ctx: int = 2048, window: int | None
         w.add_sliding_window(window)
 
     def matrix(name: str, n_out: int, n_in: int) -> None:
-        w.add_tensor(name + ".weight", (rng.standard_normal((n_out, n_in)) * 1.5 / n_in**0.5).astype(np.float32))
+        weights = (rng.standard_normal((n_out, n_in)) * 1.5 / n_in**0.5).astype(np.float32)
+        w.add_tensor(name + ".weight", gguf.quants.quantize(weights, weight_type), raw_dtype=weight_type)
 
     def norm(name: str, n: int) -> None:
         w.add_tensor(name + ".weight", (1 + 0.1 * rng.standard_normal(n)).astype(np.float32))
@@ -35,7 +44,9 @@ def write(path: Path, *, n_layer: int = 2, n_ctx: int = 2048, window: int | None
     norm("output_norm", N_EMBD)
     for i in range(n_layer):
         p = f"blk.{i}."
-        for name in ["attn_norm", "ffn_norm"] + (["post_attention_norm", "post_ffw_norm"] if window is not None else []):
+        for name in ["attn_norm", "ffn_norm"] + (
+            ["post_attention_norm", "post_ffw_norm"] if window is not None else []
+        ):
             norm(p + name, N_EMBD)
         matrix(p + "attn_q", N_HEAD * HEAD_DIM, N_EMBD)
         matrix(p + "attn_k", N_HEAD_KV * HEAD_DIM, N_EMBD)

@@ -178,6 +178,7 @@ struct kvq_backend { /* the first member of every backend's own struct */
 /* What a backend must be able to hold at once. */
 typedef struct kvq_backend_limits {
     uint32_t n_threads, n_batch;
+    bool exact;                    /* no rounding of activations, whatever the weights' type */
     uint32_t n_seq, n_tiles;       /* sequences in a step; tiles of a full context */
     uint32_t max_n_in;             /* widest row of any weight */
     uint32_t max_n_ff;             /* widest gated output */

@@ -87,28 +87,33 @@ static pykvq_status op_copy(kvq_backend *be, void *dst, const void *src, size_t 
     return PYKVQ_OK;
 }
 
-/* Vectors (norms, biases) are used as float32: in place if the file has them so, else converted once. */
-static bool must_convert(const kvq_weight *w) {
+/* Vectors (norms, biases) are used as float32: in place if the file has them so, else converted once. So are all quantized
+ * weights where the engine is exact: activations meet floats and stay floats. */
+static bool must_convert(const cpu_backend *cpu, const kvq_weight *w) {
     bool is_f32 = w->type->block_elements == 1 && w->type->block_bytes == sizeof(float);
-    return w->n_out == 1 && !(is_f32 && (uintptr_t)w->data % sizeof(float) == 0);
+    bool is_vector = w->n_out == 1 && !(is_f32 && (uintptr_t)w->data % sizeof(float) == 0);
+    return is_vector || (cpu->limits.exact && w->type->block_elements > 1);
 }
 
 static pykvq_status op_weight_load(kvq_backend *be, kvq_weight *w) {
+    size_t n = (size_t)w->n_in * w->n_out;
     w->device = NULL;
-    if (!must_convert(w))
+    if (!must_convert(cpu_of(be), w))
         return PYKVQ_OK;
-    KVQ_TRY(kvq_alloc_array(&w->device, w->n_in, sizeof(float), "weight vector"));
-    w->type->dequantize(w->data, w->device, w->n_in);
+    KVQ_TRY(kvq_alloc_array(&w->device, n, sizeof(float), "weights as float32"));
+    w->type->dequantize(w->data, w->device, n);
+    w->type = kvq_wtype_find(0); /* F32 */
+    w->data = w->device;
     return PYKVQ_OK;
 }
 
 static void op_weight_free(kvq_backend *be, kvq_weight *w) {
-    kvq_free(w->device, w->n_in * sizeof(float));
+    kvq_free(w->device, (size_t)w->n_in * w->n_out * sizeof(float));
     w->device = NULL;
 }
 
 static const float *vector_of(const kvq_weight *w) { /* (n_in) */
-    return w->device != NULL ? w->device : (const void *)w->data;
+    return (const void *)w->data;
 }
 
 static pykvq_status op_kv_check(kvq_backend *be, const kvq_codec *k, const kvq_codec *v) {

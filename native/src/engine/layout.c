@@ -88,7 +88,24 @@ static pykvq_status size_key_biases(const pykvq_model *m, kvq_layout *l) {
     return PYKVQ_OK;
 }
 
-static void size_buffers(const pykvq_model *m, kvq_layout *l) {
+/* What the weights take again when an exact engine holds them as float32. */
+static size_t float_weight_bytes(const pykvq_model *m) {
+    const kvq_weights *all = &m->weights;
+    size_t n = 0;
+    const kvq_weight *tables[] = {&all->embed, &all->output_norm, all->output.data == all->embed.data ? NULL : &all->output};
+    for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
+        if (tables[i] != NULL && tables[i]->type->block_elements > 1)
+            n += (size_t)tables[i]->n_in * tables[i]->n_out;
+    for (uint32_t i = 0; i < all->n_layer; i++)
+        for (uint32_t j = 0; j < KVQ_LAYER_WEIGHTS; j++) {
+            const kvq_weight *w = (const kvq_weight *)&all->layers[i] + j;
+            if (w->data != NULL && w->type->block_elements > 1)
+                n += (size_t)w->n_in * w->n_out;
+        }
+    return n * sizeof(float);
+}
+
+static void size_buffers(const pykvq_model *m, bool exact, kvq_layout *l) {
     const kvq_hparams *h = &m->h;
     size_t n_q = (size_t)h->n_head * h->head_dim, n_kv = (size_t)h->n_head_kv * h->head_dim;
     size_t per_token = 2 * (size_t)h->n_embd + 2 * n_q + 2 * n_kv + h->n_ff;
@@ -98,10 +115,13 @@ static void size_buffers(const pykvq_model *m, kvq_layout *l) {
     l->n_host_bytes = l->n_seq * seq_bytes + (size_t)h->n_layer * (sizeof(kvq_layer) + sizeof(kvq_kv_layer));
     for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++)
         l->n_host_bytes += kvq_pool_table_bytes(l->groups[i].n_raw_pages) + kvq_pool_table_bytes(l->groups[i].n_coded_pages);
+    if (exact)
+        l->n_host_bytes += float_weight_bytes(m);
     uint32_t widest = h->n_embd > h->n_ff ? h->n_embd : h->n_ff;
     l->limits = (kvq_backend_limits){
         .n_threads = l->n_threads,
         .n_batch = l->n_batch,
+        .exact = exact,
         .n_seq = l->n_seq,
         .n_tiles = l->n_tiles,
         .max_n_in = n_q > widest ? (uint32_t)n_q : widest,
@@ -126,7 +146,7 @@ pykvq_status kvq_layout_compute(const pykvq_model *m, const pykvq_engine_params 
     KVQ_TRY(size_counts(m, &p, &l));
     KVQ_TRY(kvq_kv_spec_parse(p.kv, p.kv_k, p.kv_v, p.kv_layers, p.kv_sink, p.kv_tail, m->h.n_layer, &l.spec));
     pykvq_status status = size_groups(m, &l);
-    size_buffers(m, &l);
+    size_buffers(m, p.exact, &l);
     if (status == PYKVQ_OK)
         status = size_key_biases(m, &l);
     if (status != PYKVQ_OK) {
