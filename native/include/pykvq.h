@@ -7,10 +7,11 @@
  * logits into a token.
  *
  *     pykvq_model_open -> pykvq_engine_create -> pykvq_seq_create
- *     pykvq_seq_sync(prompt) -> pykvq_engine_step until nothing is pending -> pykvq_seq_sample -> pykvq_seq_push -> step ...
+ *     pykvq_seq_sync(prompt) -> pykvq_engine_step until nothing is pending -> pykvq_seq_sample -> pykvq_seq_push -> step
+ * ...
  *
- * Every call that can fail returns a pykvq_status; pykvq_last_error() then holds this thread's sentence: the object, what is
- * wrong, what was expected. A failing call leaves its objects as they were. The library never prints, aborts, exits or
+ * Every call that can fail returns a pykvq_status; pykvq_last_error() then holds this thread's sentence: the object, what
+ * is wrong, what was expected. A failing call leaves its objects as they were. The library never prints, aborts, exits or
  * reads the environment. The caller owns every buffer that crosses. Parameter structs start with their size in bytes, so
  * that they can grow. Strings are UTF-8, NUL-terminated.
  *
@@ -68,19 +69,19 @@ PYKVQ_API uint64_t pykvq_allocated_bytes(void); /* living host memory of the lib
 typedef struct pykvq_gguf pykvq_gguf;
 
 typedef enum pykvq_gguf_type { /* value types of the GGUF specification */
-    PYKVQ_GGUF_U8 = 0,
-    PYKVQ_GGUF_I8 = 1,
-    PYKVQ_GGUF_U16 = 2,
-    PYKVQ_GGUF_I16 = 3,
-    PYKVQ_GGUF_U32 = 4,
-    PYKVQ_GGUF_I32 = 5,
-    PYKVQ_GGUF_F32 = 6,
-    PYKVQ_GGUF_BOOL = 7,
-    PYKVQ_GGUF_STRING = 8,
-    PYKVQ_GGUF_ARRAY = 9,
-    PYKVQ_GGUF_U64 = 10,
-    PYKVQ_GGUF_I64 = 11,
-    PYKVQ_GGUF_F64 = 12
+                               PYKVQ_GGUF_U8 = 0,
+                               PYKVQ_GGUF_I8 = 1,
+                               PYKVQ_GGUF_U16 = 2,
+                               PYKVQ_GGUF_I16 = 3,
+                               PYKVQ_GGUF_U32 = 4,
+                               PYKVQ_GGUF_I32 = 5,
+                               PYKVQ_GGUF_F32 = 6,
+                               PYKVQ_GGUF_BOOL = 7,
+                               PYKVQ_GGUF_STRING = 8,
+                               PYKVQ_GGUF_ARRAY = 9,
+                               PYKVQ_GGUF_U64 = 10,
+                               PYKVQ_GGUF_I64 = 11,
+                               PYKVQ_GGUF_F64 = 12
 } pykvq_gguf_type;
 
 typedef struct pykvq_gguf_value {
@@ -197,16 +198,16 @@ typedef struct pykvq_kv_attend_params { /* one sequence through the CPU attentio
     uint64_t size;
     const char *type_k, *type_v;
     uint32_t n_head, n_head_kv, head_dim;
-    uint32_t n_q;       /* query tokens: the last n_q positions */
-    uint32_t n_kv;      /* tokens in the cache, the n_q included */
-    uint32_t sink;      /* first tokens kept in f16 (multiple of 64) */
-    uint32_t tail;      /* newest tokens kept in f16; a tile is encoded once all of it is older */
-    uint32_t window;    /* 0: none */
+    uint32_t n_q;    /* query tokens: the last n_q positions */
+    uint32_t n_kv;   /* tokens in the cache, the n_q included */
+    uint32_t sink;   /* first tokens kept in f16 (multiple of 64) */
+    uint32_t tail;   /* newest tokens kept in f16; a tile is encoded once all of it is older */
+    uint32_t window; /* 0: none */
     uint32_t n_threads;
-    float scale;        /* of the logits */
-    float softcap;      /* 0: none */
-    const float *q;     /* (n_q, n_head, head_dim) */
-    const float *k, *v; /* (n_kv, n_head_kv, head_dim), K after RoPE */
+    float scale;              /* of the logits */
+    float softcap;            /* 0: none */
+    const float *q;           /* (n_q, n_head, head_dim) */
+    const float *k, *v;       /* (n_kv, n_head_kv, head_dim), K after RoPE */
     const float *sink_logits; /* (n_head) learned attention-sink logits, or NULL */
     float *o;                 /* out: (n_q, n_head, head_dim) */
 } pykvq_kv_attend_params;
@@ -241,15 +242,15 @@ typedef struct pykvq_plan {
     uint64_t n_kv_bytes;      /* the page pools */
     uint64_t n_scratch_bytes; /* activations, logits, tables */
     uint64_t n_total_bytes;
-    double kv_bytes_per_token;  /* of one sequence, once encoded, all layers */
-    double kv_bits_per_element; /* over a full context: codes, scales, sink and tail */
+    double kv_bytes_per_token;                           /* of one sequence, once encoded, all layers */
+    double kv_bits_per_element;                          /* over a full context: codes, scales, sink and tail */
     uint32_t n_ctx, n_seq, n_batch, n_logits, n_threads; /* after defaults */
 } pykvq_plan;
 
 typedef struct pykvq_engine_stats {
     uint64_t n_prompt_tokens, n_decode_tokens; /* fed so far: in runs of several, one at a time */
     double prompt_seconds, decode_seconds;
-    uint64_t n_kv_bytes_used; /* pages in use now */
+    uint64_t n_kv_bytes_used;   /* pages in use now */
     uint64_t n_kv_bad_elements; /* keys and values that were NaN or beyond what f16 holds, and were made finite */
     uint32_t n_seq_open;
 } pykvq_engine_stats;
@@ -264,9 +265,9 @@ PYKVQ_API pykvq_status pykvq_engine_get_stats(pykvq_engine *engine, pykvq_engine
 PYKVQ_API pykvq_status pykvq_engine_step(pykvq_engine *engine, pykvq_seq **seqs, uint32_t n_seqs);
 /* The one call allowed while another thread steps: that step ends soon with PYKVQ_E_CANCELLED. */
 PYKVQ_API void pykvq_engine_cancel(pykvq_engine *engine);
-/* For importance matrices. Called by the stepping thread before each product with weights: `weight` is where the matrix lies
- * (pykvq_gguf_tensor.data; behind it for a part of a fused one), x (n_rows, n_in) what it is multiplied with. It must not call
- * the library with this engine. */
+/* For importance matrices. Called by the stepping thread before each product with weights: `weight` is where the matrix
+ * lies (pykvq_gguf_tensor.data; behind it for a part of a fused one), x (n_rows, n_in) what it is multiplied with. It must
+ * not call the library with this engine. */
 typedef void pykvq_observer(void *context, const void *weight, const float *x, uint32_t n_rows, uint32_t n_in);
 PYKVQ_API pykvq_status pykvq_engine_observe(pykvq_engine *engine, pykvq_observer *observer, void *context); /* NULL: none */
 
@@ -275,9 +276,11 @@ PYKVQ_API pykvq_status pykvq_engine_observe(pykvq_engine *engine, pykvq_observer
 PYKVQ_API pykvq_status pykvq_seq_create(pykvq_engine *engine, pykvq_seq **out);
 PYKVQ_API pykvq_status pykvq_seq_destroy(pykvq_seq *seq); /* its pages go back to the pool */
 /* The sequence becomes `tokens`: the longest common prefix with what is cached is kept, the rest is pending. At least the
- * last token is always fed again, so that its logits exist. *n_reused (may be NULL) gets the tokens that need no feeding. */
+ * last token is always fed again, so that its logits exist. *n_reused (may be NULL) gets the tokens that need no feeding.
+ */
 PYKVQ_API pykvq_status pykvq_seq_sync(pykvq_seq *seq, const int32_t *tokens, uint32_t n_tokens, uint32_t *n_reused);
-PYKVQ_API pykvq_status pykvq_seq_push(pykvq_seq *seq, const int32_t *tokens, uint32_t n_tokens); /* appends pending tokens */
+PYKVQ_API pykvq_status pykvq_seq_push(pykvq_seq *seq, const int32_t *tokens,
+                                      uint32_t n_tokens); /* appends pending tokens */
 /* Keeps the first n_tokens. What lies in an encoded tile that is cut is fed again: it becomes pending. */
 PYKVQ_API pykvq_status pykvq_seq_rewind(pykvq_seq *seq, uint32_t n_tokens);
 PYKVQ_API pykvq_status pykvq_seq_fork(pykvq_seq *seq, pykvq_seq **out); /* shares pages until either writes */
@@ -285,9 +288,9 @@ PYKVQ_API uint32_t pykvq_seq_n_tokens(const pykvq_seq *seq);            /* cache
 PYKVQ_API uint32_t pykvq_seq_n_pending(const pykvq_seq *seq);
 PYKVQ_API pykvq_status pykvq_seq_tokens(const pykvq_seq *seq, int32_t *tokens, uint32_t n_tokens); /* the first n_tokens */
 PYKVQ_API uint64_t pykvq_seq_kv_bytes(const pykvq_seq *seq); /* of the pages it holds; shared ones count in each */
-/* Writes tokens and cache to a file (complete or not at all), and takes them back: the sequence then continues with the same
- * logits, bit for bit. A file of another model, other KV settings, a newer format or with a flipped bit is refused, and the
- * sequence stays as it was. Pending tokens are saved as such. */
+/* Writes tokens and cache to a file (complete or not at all), and takes them back: the sequence then continues with the
+ * same logits, bit for bit. A file of another model, other KV settings, a newer format or with a flipped bit is refused,
+ * and the sequence stays as it was. Pending tokens are saved as such. */
 PYKVQ_API pykvq_status pykvq_seq_save(pykvq_seq *seq, const char *path);
 PYKVQ_API pykvq_status pykvq_seq_load(pykvq_seq *seq, const char *path);
 /* all = true: keep logits of every token fed from now on, not only of the last. */
@@ -302,10 +305,10 @@ typedef struct pykvq_sampler pykvq_sampler;
 
 typedef struct pykvq_sampler_params {
     uint64_t size;
-    float temp;     /* 0: greedy */
-    int32_t top_k;  /* 0: off */
-    float top_p;    /* 1: off */
-    float min_p;    /* 0: off */
+    float temp;    /* 0: greedy */
+    int32_t top_k; /* 0: off */
+    float top_p;   /* 1: off */
+    float min_p;   /* 0: off */
     uint64_t seed;
 } pykvq_sampler_params;
 

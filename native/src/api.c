@@ -1,4 +1,5 @@
-/* The public functions that are not implemented where their object lives: checks arguments, calls down, computes nothing. */
+/* The public functions that are not implemented where their object lives: checks arguments, calls down, computes nothing.
+ */
 #include <string.h>
 
 #include "base/memory.h"
@@ -51,7 +52,8 @@ static pykvq_status check_weights(uint32_t id, uint64_t n_elements, uint64_t n_b
         return kvq_fail(PYKVQ_E_UNSUPPORTED, "weight type %u: not supported", id);
     if (n_elements % type->block_elements != 0 || n_bytes != n_elements / type->block_elements * type->block_bytes)
         return kvq_fail(PYKVQ_E_ARGUMENT, "%s: %llu bytes for %llu elements, expected %u bytes for each %u", type->name,
-                        (unsigned long long)n_bytes, (unsigned long long)n_elements, type->block_bytes, type->block_elements);
+                        (unsigned long long)n_bytes, (unsigned long long)n_elements, type->block_bytes,
+                        type->block_elements);
     *out = type;
     return PYKVQ_OK;
 }
@@ -63,8 +65,8 @@ pykvq_status pykvq_weight_dequantize(uint32_t id, const void *src, uint64_t n_sr
     return PYKVQ_OK;
 }
 
-pykvq_status pykvq_weight_matmul(uint32_t id, const void *w, uint64_t n_w_bytes, uint32_t n_out, uint32_t n_in, const float *x,
-                                 uint32_t n_tokens, float *y, uint32_t n_threads) {
+pykvq_status pykvq_weight_matmul(uint32_t id, const void *w, uint64_t n_w_bytes, uint32_t n_out, uint32_t n_in,
+                                 const float *x, uint32_t n_tokens, float *y, uint32_t n_threads) {
     const kvq_wtype *type;
     KVQ_TRY(check_weights(id, (uint64_t)n_out * n_in, n_w_bytes, &type));
     if (n_in % type->block_elements != 0)
@@ -77,8 +79,8 @@ pykvq_status pykvq_weight_matmul(uint32_t id, const void *w, uint64_t n_w_bytes,
     pykvq_status status = kvq_alloc_array(&scratch, n_scratch, 1, "matmul scratch");
     if (status == PYKVQ_OK) {
         const kvq_weight weight = {.type = type, .n_in = n_in, .n_out = n_out, .data = w};
-        kvq_linear_project(threads, scratch, x, n_tokens, 1, (const kvq_weight *[]){&weight}, (const float *[]){NULL}, false,
-                           (float *[]){y});
+        kvq_linear_project(threads, scratch, x, n_tokens, 1, (const kvq_weight *[]){&weight}, (const float *[]){NULL},
+                           false, (float *[]){y});
         kvq_free(scratch, n_scratch);
     }
     kvq_threads_destroy(threads);
@@ -92,15 +94,16 @@ static pykvq_status check_convert(const pykvq_weight_convert_params *p, kvq_rows
     if (p->n_per_row == 0 || p->n_rows > UINT64_MAX / p->n_per_row)
         return kvq_fail(PYKVQ_E_ARGUMENT, "weight conversion: %llu rows of %u elements", (unsigned long long)p->n_rows,
                         p->n_per_row);
-    *out = (kvq_rows){.src = p->src, .dst = p->dst, .n_rows = p->n_rows, .n_per_row = p->n_per_row,
-                      .importance = p->importance};
+    *out = (kvq_rows){
+        .src = p->src, .dst = p->dst, .n_rows = p->n_rows, .n_per_row = p->n_per_row, .importance = p->importance};
     KVQ_TRY(check_weights(p->src_type, p->n_rows * p->n_per_row, p->n_src_bytes, &out->src_type));
     KVQ_TRY(check_weights(p->dst_type, p->n_rows * p->n_per_row, p->n_dst_bytes, &out->dst_type));
     if (!kvq_rows_possible(out->dst_type))
         return kvq_fail(PYKVQ_E_UNSUPPORTED, "%s: this build cannot quantize to it", out->dst_type->name);
     if (p->n_per_row % out->src_type->block_elements != 0 || p->n_per_row % out->dst_type->block_elements != 0)
-        return kvq_fail(PYKVQ_E_ARGUMENT, "%s to %s: rows of %u elements, expected multiples of %u and %u", out->src_type->name,
-                        out->dst_type->name, p->n_per_row, out->src_type->block_elements, out->dst_type->block_elements);
+        return kvq_fail(PYKVQ_E_ARGUMENT, "%s to %s: rows of %u elements, expected multiples of %u and %u",
+                        out->src_type->name, out->dst_type->name, p->n_per_row, out->src_type->block_elements,
+                        out->dst_type->block_elements);
     return PYKVQ_OK;
 }
 

@@ -1,4 +1,4 @@
-"""Compressed caches in an engine: every type runs, key biases cost nothing, rewinding and forking meet encoded tiles."""
+"""Compressed caches in an engine: key biases cost nothing, rewinding, forking and saving meet encoded tiles."""
 
 import numpy as np
 import pytest

@@ -31,8 +31,8 @@ static inline size_t kvq_weight_row_bytes(const kvq_weight *w) {
 
 /* An entry of a page table: where the tile of 64 positions lies. */
 typedef uint32_t kvq_page;
-#define KVQ_PAGE_NONE UINT32_MAX    /* not stored: outside the window, or not reached yet */
-#define KVQ_PAGE_CODED 0x80000000u  /* set: an encoded page, index in the low bits; clear: an f16 page */
+#define KVQ_PAGE_NONE  UINT32_MAX  /* not stored: outside the window, or not reached yet */
+#define KVQ_PAGE_CODED 0x80000000u /* set: an encoded page, index in the low bits; clear: an f16 page */
 
 /* One layer's part of the page pools. All layers of a group use the same page numbers. */
 typedef struct kvq_kv_layer {
@@ -40,7 +40,8 @@ typedef struct kvq_kv_layer {
     const kvq_codec *k, *v;
     /* f16 pages, (n_pages, n_head_kv) of { K (head_dim, 64): tokens fastest; V (64, head_dim): channels fastest } */
     uint16_t *raw;
-    /* encoded pages, (n_pages, n_head_kv) of { K tile, V tile }, each tile's size rounded up to 64 bytes; NULL if there are none */
+    /* encoded pages, (n_pages, n_head_kv) of { K tile, V tile }, each tile's size rounded up to 64 bytes; NULL if there are
+     * none */
     uint8_t *coded;
     size_t k_tile_bytes, v_tile_bytes; /* rounded up to 64; 0 without encoded pages */
     /* What is taken out of the keys of encoded pages and added to their logits; NULL: nothing. Host memory. */
@@ -109,11 +110,11 @@ typedef struct kvq_heads {
 
 typedef struct kvq_attention {
     uint32_t n_head;
-    const float *q; /* (n_tokens, n_head, head_dim) */
-    float *o;       /* (n_tokens, n_head, head_dim) */
-    float scale;    /* of q.k */
-    float softcap;  /* logits become softcap * tanh(logit / softcap); 0: none */
-    uint32_t window; /* a query sees positions > its own - window; 0: all up to its own */
+    const float *q;           /* (n_tokens, n_head, head_dim) */
+    float *o;                 /* (n_tokens, n_head, head_dim) */
+    float scale;              /* of q.k */
+    float softcap;            /* logits become softcap * tanh(logit / softcap); 0: none */
+    uint32_t window;          /* a query sees positions > its own - window; 0: all up to its own */
     const float *sink_logits; /* (n_head) or NULL: an extra logit without value in each softmax */
     const kvq_kv_layer *kv;
     uint32_t group;
@@ -137,9 +138,10 @@ typedef struct kvq_backend_ops {
     void (*free)(kvq_backend *be, void *memory, size_t n_bytes);
     pykvq_status (*copy)(kvq_backend *be, void *dst, const void *src, size_t n_bytes); /* either side may be host memory */
     pykvq_status (*weight_load)(kvq_backend *be, kvq_weight *w); /* before the first step; makes w->device */
-    void (*weight_free)(kvq_backend *be, kvq_weight *w);          /* what weight_load made, if anything */
-    pykvq_status (*kv_check)(kvq_backend *be, const kvq_codec *k, const kvq_codec *v); /* can attend read these? or a sentence */
-    size_t (*scratch_bytes)(const kvq_backend *be);              /* what the backend itself holds beyond alloc */
+    void (*weight_free)(kvq_backend *be, kvq_weight *w);         /* what weight_load made, if anything */
+    pykvq_status (*kv_check)(kvq_backend *be, const kvq_codec *k,
+                             const kvq_codec *v);   /* can attend read these? or a sentence */
+    size_t (*scratch_bytes)(const kvq_backend *be); /* what the backend itself holds beyond alloc */
 
     /* batch lives until step_end */
     pykvq_status (*step_begin)(kvq_backend *be, const kvq_batch *batch);
@@ -149,7 +151,8 @@ typedef struct kvq_backend_ops {
     void (*embed)(kvq_backend *be, const kvq_weight *table, float scale, float *x);
     /* y (n_rows, n) = x / rms(x) * w; if add, y += that */
     void (*norm)(kvq_backend *be, const float *x, const kvq_weight *w, float eps, uint32_t n_rows, bool add, float *y);
-    /* y[i] (n_rows, w[i]->n_out) = x (n_rows, n_in) . w[i]^T + bias[i] for i < n <= 3; bias[i] may be NULL; if add, y += that */
+    /* y[i] (n_rows, w[i]->n_out) = x (n_rows, n_in) . w[i]^T + bias[i] for i < n <= 3; bias[i] may be NULL; if add, y +=
+     * that */
     void (*project)(kvq_backend *be, const float *x, uint32_t n_rows, uint32_t n, const kvq_weight *const *w,
                     const kvq_weight *const *bias, bool add, float *const *y);
     /* y (n_rows, n_ff) = act(x . gate^T) * (x . up^T) */
@@ -159,9 +162,9 @@ typedef struct kvq_backend_ops {
     void (*gather)(kvq_backend *be, const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y);
     /* x (n) = softcap * tanh(x / softcap) */
     void (*softcap)(kvq_backend *be, float softcap, size_t n, float *x);
-    /* q, k: norm, then RoPE; then K and V go to their f16 pages (round to nearest even). What no half float can hold does not
-     * get there, so that one bad number cannot spread to later tokens: NaN becomes 0, what is too large the largest; counted
-     * in n_bad_elements. */
+    /* q, k: norm, then RoPE; then K and V go to their f16 pages (round to nearest even). What no half float can hold does
+     * not get there, so that one bad number cannot spread to later tokens: NaN becomes 0, what is too large the largest;
+     * counted in n_bad_elements. */
     void (*store)(kvq_backend *be, const kvq_heads *heads);
     void (*attend)(kvq_backend *be, const kvq_attention *attention);
     /* f16 pages of a layer into encoded pages; pairs of (jobs), after all layers have attended */
@@ -178,10 +181,10 @@ struct kvq_backend { /* the first member of every backend's own struct */
 /* What a backend must be able to hold at once. */
 typedef struct kvq_backend_limits {
     uint32_t n_threads, n_batch;
-    bool exact;                    /* no rounding of activations, whatever the weights' type */
-    uint32_t n_seq, n_tiles;       /* sequences in a step; tiles of a full context */
-    uint32_t max_n_in;             /* widest row of any weight */
-    uint32_t max_n_ff;             /* widest gated output */
+    bool exact;                                        /* no rounding of activations, whatever the weights' type */
+    uint32_t n_seq, n_tiles;                           /* sequences in a step; tiles of a full context */
+    uint32_t max_n_in;                                 /* widest row of any weight */
+    uint32_t max_n_ff;                                 /* widest gated output */
     uint32_t max_n_head, max_head_dim, max_head_group; /* head_group: query heads per KV head */
 } kvq_backend_limits;
 

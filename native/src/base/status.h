@@ -10,11 +10,11 @@ pykvq_status kvq_fail(pykvq_status status, const char *format, ...) __attribute_
 pykvq_status kvq_fail_in(pykvq_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 const char *kvq_error(void);
 
-#define KVQ_TRY(call)                             \
-    do {                                          \
-        pykvq_status kvq_try_status_ = (call);    \
-        if (kvq_try_status_ != PYKVQ_OK)          \
-            return kvq_try_status_;               \
+#define KVQ_TRY(call)                                                                                                      \
+    do {                                                                                                                   \
+        pykvq_status kvq_try_status_ = (call);                                                                             \
+        if (kvq_try_status_ != PYKVQ_OK)                                                                                   \
+            return kvq_try_status_;                                                                                        \
     } while (0)
 
 #endif

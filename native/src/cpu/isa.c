@@ -6,10 +6,10 @@
 #include <sys/auxv.h>
 #endif
 
-#define DECLARE(isa)                                           \
-    extern const struct kvq_linear_kernels kvq_linear_##isa;   \
-    extern const struct kvq_attend_kernels kvq_attend_##isa;   \
-    extern const struct kvq_row_kernels kvq_row_##isa;         \
+#define DECLARE(isa)                                                                                                       \
+    extern const struct kvq_linear_kernels kvq_linear_##isa;                                                               \
+    extern const struct kvq_attend_kernels kvq_attend_##isa;                                                               \
+    extern const struct kvq_row_kernels kvq_row_##isa;                                                                     \
     extern const struct kvq_quantize_kernels kvq_quantize_##isa;
 
 #define TABLES(isa) {#isa, &kvq_linear_##isa, &kvq_attend_##isa, &kvq_row_##isa, &kvq_quantize_##isa}

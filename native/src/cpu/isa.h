@@ -6,8 +6,8 @@
 
 /* In a kernel file: KVQ_NAME(foo) is foo_avx512 and so on. KVQ_ISA comes from the build. */
 #define KVQ_JOIN_(a, b) a##_##b
-#define KVQ_JOIN(a, b) KVQ_JOIN_(a, b)
-#define KVQ_NAME(name) KVQ_JOIN(name, KVQ_ISA)
+#define KVQ_JOIN(a, b)  KVQ_JOIN_(a, b)
+#define KVQ_NAME(name)  KVQ_JOIN(name, KVQ_ISA)
 
 struct kvq_linear_kernels;
 struct kvq_attend_kernels;
@@ -16,9 +16,9 @@ struct kvq_quantize_kernels;
 
 typedef struct kvq_kernels {
     const char *isa;
-    const struct kvq_linear_kernels *linear; /* cpu/linear.h: weights times activations */
-    const struct kvq_attend_kernels *attend; /* cpu/attend.h: scores, softmax, mixing */
-    const struct kvq_row_kernels *row;       /* cpu/row.h: norms, RoPE, activations, conversions */
+    const struct kvq_linear_kernels *linear;     /* cpu/linear.h: weights times activations */
+    const struct kvq_attend_kernels *attend;     /* cpu/attend.h: scores, softmax, mixing */
+    const struct kvq_row_kernels *row;           /* cpu/row.h: norms, RoPE, activations, conversions */
     const struct kvq_quantize_kernels *quantize; /* cpu/quantize.h: weights into blocks */
 } kvq_kernels;
 

@@ -33,8 +33,8 @@ static pykvq_status create_activations(pykvq_engine *e) {
     struct {
         float **buffer;
         size_t width;
-    } buffers[] = {{&f->x, h->n_embd}, {&f->h, h->n_embd}, {&f->q, n_q}, {&f->o, n_q}, {&f->k, n_kv}, {&f->v, n_kv},
-                   {&f->ff, h->n_ff}};
+    } buffers[] = {{&f->x, h->n_embd}, {&f->h, h->n_embd}, {&f->q, n_q},     {&f->o, n_q},
+                   {&f->k, n_kv},      {&f->v, n_kv},      {&f->ff, h->n_ff}};
     char *next = e->activations;
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) {
         *buffers[i].buffer = (float *)next;
@@ -120,8 +120,8 @@ static pykvq_status create_cache(pykvq_engine *e) {
     for (uint32_t i = 0; i < h->n_layer; i++) {
         kvq_kv_layer *kv = &e->forward.kv[i];
         const kvq_group *g = &e->groups[e->model->weights.layers[i].windowed];
-        *kv = (kvq_kv_layer){.n_head_kv = h->n_head_kv, .head_dim = h->head_dim, .k = e->layout.spec.k[i],
-                             .v = e->layout.spec.v[i]};
+        *kv = (kvq_kv_layer){
+            .n_head_kv = h->n_head_kv, .head_dim = h->head_dim, .k = e->layout.spec.k[i], .v = e->layout.spec.v[i]};
         size_t raw_bytes = g->n_raw_pages * kvq_raw_head_halfs(kv) * h->n_head_kv * sizeof(uint16_t);
         KVQ_TRY(be->ops->alloc(be, raw_bytes, "KV pages", (void **)&kv->raw));
         if (g->n_coded_pages == 0)

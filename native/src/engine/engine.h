@@ -32,19 +32,19 @@ struct pykvq_engine {
     kvq_layout layout;
     kvq_group groups[KVQ_MAX_GROUPS];
     kvq_forward forward;
-    float *inv_freq;      /* (2, n_rot / 2) */
-    void *activations;    /* layout.n_activation_bytes of backend memory */
-    float *host_logits;   /* (n_vocab) a row on its way to the sampler; NULL where backend memory is host memory */
+    float *inv_freq;    /* (2, n_rot / 2) */
+    void *activations;  /* layout.n_activation_bytes of backend memory */
+    float *host_logits; /* (n_vocab) a row on its way to the sampler; NULL where backend memory is host memory */
 
     pykvq_seq **seqs; /* (n_seq) open ones first */
     uint32_t n_open;
 
     /* the step being run */
-    kvq_span *spans;         /* (n_seq) */
-    pykvq_seq **span_seqs;   /* (n_seq) */
-    int32_t *tokens;         /* (n_batch) */
-    int32_t *positions;      /* (n_batch) */
-    uint32_t *logit_rows;    /* (n_logits) */
+    kvq_span *spans;                      /* (n_seq) */
+    pykvq_seq **span_seqs;                /* (n_seq) */
+    int32_t *tokens;                      /* (n_batch) */
+    int32_t *positions;                   /* (n_batch) */
+    uint32_t *logit_rows;                 /* (n_logits) */
     kvq_leaving *leaving[KVQ_MAX_GROUPS]; /* (n_leaving_max) */
     kvq_encode_job *jobs;                 /* (n_leaving_max) */
     uint32_t n_leaving[KVQ_MAX_GROUPS], n_leaving_max;
@@ -60,9 +60,9 @@ struct pykvq_seq {
     pykvq_engine *engine;
     int32_t *tokens; /* (n_ctx) */
     uint32_t n_tokens, n_cached;
-    kvq_page *pages[KVQ_MAX_GROUPS];      /* (n_tiles) */
-    uint32_t n_settled[KVQ_MAX_GROUPS];   /* tiles before this one are sink, encoded or gone */
-    uint32_t first_tile[KVQ_MAX_GROUPS];  /* tiles before this one are out of the window and gone */
+    kvq_page *pages[KVQ_MAX_GROUPS];     /* (n_tiles) */
+    uint32_t n_settled[KVQ_MAX_GROUPS];  /* tiles before this one are sink, encoded or gone */
+    uint32_t first_tile[KVQ_MAX_GROUPS]; /* tiles before this one are out of the window and gone */
     bool keep_all_logits;
     uint64_t logits_step;
     uint32_t first_logits_row, n_logits_rows;
@@ -78,16 +78,16 @@ static inline size_t kvq_page_bytes(const kvq_group *g, kvq_page page) {
 
 /* sequence.c: what the step needs of a sequence */
 
-/* Makes the pages of the next n_new tokens present and writable, and lists the tiles that leave the tail with them, with a page
- * to encode each into. On failure the sequence holds what it held. */
+/* Makes the pages of the next n_new tokens present and writable, and lists the tiles that leave the tail with them, with a
+ * page to encode each into. On failure the sequence holds what it held. */
 pykvq_status kvq_seq_reserve(pykvq_seq *seq, uint32_t n_new);
 /* After the step: the tokens are cached, the leaving tiles are the encoded ones, tiles out of the window are gone. */
 void kvq_seq_commit(pykvq_seq *seq, uint32_t n_new);
 /* Instead: pages beyond the cached tokens go back to the pool. */
 void kvq_seq_abandon(pykvq_seq *seq);
 void kvq_seq_free(pykvq_seq *seq);
-/* Gives up all pages and takes fresh ones for tiles first_tile[group] .. n_tiles - 1 of each group, encoded where the next of
- * `coded` is 1. Fails, before anything changes, if the pools cannot hold them. */
+/* Gives up all pages and takes fresh ones for tiles first_tile[group] .. n_tiles - 1 of each group, encoded where the next
+ * of `coded` is 1. Fails, before anything changes, if the pools cannot hold them. */
 pykvq_status kvq_seq_replace_pages(pykvq_seq *seq, const uint32_t first_tile[KVQ_MAX_GROUPS], uint32_t n_tiles,
                                    const uint8_t *coded);
 

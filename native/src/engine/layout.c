@@ -37,8 +37,8 @@ static pykvq_status size_counts(const pykvq_model *m, const pykvq_engine_params 
         l->n_logits = l->n_batch;
     l->n_threads = p->n_threads ? p->n_threads : kvq_threads_available();
     if (l->n_ctx > INT32_MAX - KVQ_TILE || (uint64_t)l->n_ctx * l->n_seq >= (uint64_t)KVQ_PAGE_CODED * KVQ_TILE)
-        return kvq_fail(PYKVQ_E_ARGUMENT, "engine: %u sequences of %u tokens are more than a page table can number", l->n_seq,
-                        l->n_ctx);
+        return kvq_fail(PYKVQ_E_ARGUMENT, "engine: %u sequences of %u tokens are more than a page table can number",
+                        l->n_seq, l->n_ctx);
     l->n_tiles = l->n_ctx / KVQ_TILE + (l->n_ctx % KVQ_TILE != 0);
     return PYKVQ_OK;
 }
@@ -92,7 +92,8 @@ static pykvq_status size_key_biases(const pykvq_model *m, kvq_layout *l) {
 static size_t float_weight_bytes(const pykvq_model *m) {
     const kvq_weights *all = &m->weights;
     size_t n = 0;
-    const kvq_weight *tables[] = {&all->embed, &all->output_norm, all->output.data == all->embed.data ? NULL : &all->output};
+    const kvq_weight *tables[] = {&all->embed, &all->output_norm,
+                                  all->output.data == all->embed.data ? NULL : &all->output};
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
         if (tables[i] != NULL && tables[i]->type->block_elements > 1)
             n += (size_t)tables[i]->n_in * tables[i]->n_out;
@@ -111,10 +112,12 @@ static void size_buffers(const pykvq_model *m, bool exact, kvq_layout *l) {
     size_t per_token = 2 * (size_t)h->n_embd + 2 * n_q + 2 * n_kv + h->n_ff;
     l->n_activation_bytes = per_token * l->n_batch * sizeof(float) + 8 * 64; /* each buffer starts on a cache line */
     l->n_logits_bytes = (size_t)l->n_logits * h->n_vocab * sizeof(float);
-    size_t seq_bytes = sizeof(pykvq_seq) + (size_t)l->n_ctx * sizeof(int32_t) + KVQ_MAX_GROUPS * l->n_tiles * sizeof(kvq_page);
+    size_t seq_bytes = sizeof(pykvq_seq) + (size_t)l->n_ctx * sizeof(int32_t) +
+                       KVQ_MAX_GROUPS * l->n_tiles * sizeof(kvq_page);
     l->n_host_bytes = l->n_seq * seq_bytes + (size_t)h->n_layer * (sizeof(kvq_layer) + sizeof(kvq_kv_layer));
     for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++)
-        l->n_host_bytes += kvq_pool_table_bytes(l->groups[i].n_raw_pages) + kvq_pool_table_bytes(l->groups[i].n_coded_pages);
+        l->n_host_bytes += kvq_pool_table_bytes(l->groups[i].n_raw_pages) +
+                           kvq_pool_table_bytes(l->groups[i].n_coded_pages);
     if (exact)
         l->n_host_bytes += float_weight_bytes(m);
     uint32_t widest = h->n_embd > h->n_ff ? h->n_embd : h->n_ff;
@@ -158,8 +161,8 @@ pykvq_status kvq_layout_compute(const pykvq_model *m, const pykvq_engine_params 
 }
 
 void kvq_layout_plan(const pykvq_model *m, const kvq_layout *l, pykvq_plan *out) {
-    pykvq_plan plan = {.n_ctx = l->n_ctx, .n_seq = l->n_seq, .n_batch = l->n_batch, .n_logits = l->n_logits,
-                       .n_threads = l->n_threads};
+    pykvq_plan plan = {
+        .n_ctx = l->n_ctx, .n_seq = l->n_seq, .n_batch = l->n_batch, .n_logits = l->n_logits, .n_threads = l->n_threads};
     double context_bits = 0, context_elements = 0;
     for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++) {
         const kvq_group *g = &l->groups[i];

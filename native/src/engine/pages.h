@@ -13,20 +13,20 @@ typedef struct kvq_pool {
 pykvq_status kvq_pool_create(uint32_t n_pages, kvq_pool *pool);
 void kvq_pool_destroy(kvq_pool *pool);
 size_t kvq_pool_table_bytes(uint32_t n_pages); /* host memory that create takes */
-kvq_page kvq_pool_take(kvq_pool *pool);         /* KVQ_PAGE_NONE if none is free */
+kvq_page kvq_pool_take(kvq_pool *pool);        /* KVQ_PAGE_NONE if none is free */
 void kvq_pool_share(kvq_pool *pool, kvq_page page);
 void kvq_pool_release(kvq_pool *pool, kvq_page page);
 
 /*
- * A group: the layers with the same view of the past, whose page tables are therefore the same. Its tiles are f16 pages while
- * they are in the sink or the tail, and encoded pages between them.
+ * A group: the layers with the same view of the past, whose page tables are therefore the same. Its tiles are f16 pages
+ * while they are in the sink or the tail, and encoded pages between them.
  */
 typedef struct kvq_group {
     uint32_t n_layer;
-    uint32_t window;     /* 0: everything stays */
-    bool coded;          /* false: all layers are f16 and nothing is ever encoded */
-    uint32_t sink_tiles; /* first tiles that stay f16 */
-    uint32_t tail;       /* newest tokens that stay f16 */
+    uint32_t window;                         /* 0: everything stays */
+    bool coded;                              /* false: all layers are f16 and nothing is ever encoded */
+    uint32_t sink_tiles;                     /* first tiles that stay f16 */
+    uint32_t tail;                           /* newest tokens that stay f16 */
     size_t raw_page_bytes, coded_page_bytes; /* over all layers of the group */
     uint32_t n_raw_pages, n_coded_pages;     /* of the pools */
     kvq_pool raw, coded_pool;

@@ -1,6 +1,6 @@
 /*
- * Sampling: logits -> one token. The order is llama.cpp's: top-k, top-p, min-p, temperature, draw. Greedy (temperature 0) is
- * the highest logit, the lowest id among equals.
+ * Sampling: logits -> one token. The order is llama.cpp's: top-k, top-p, min-p, temperature, draw. Greedy (temperature 0)
+ * is the highest logit, the lowest id among equals.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -16,8 +16,8 @@ typedef struct candidate {
 
 struct pykvq_sampler {
     pykvq_sampler_params params;
-    uint64_t state;         /* of the generator */
-    candidate *candidates;  /* (n_vocab), grown on first use with a larger vocabulary */
+    uint64_t state;        /* of the generator */
+    candidate *candidates; /* (n_vocab), grown on first use with a larger vocabulary */
     uint32_t n_vocab;
 };
 
@@ -152,7 +152,8 @@ pykvq_status pykvq_sampler_sample(pykvq_sampler *s, const float *logits, uint32_
         return kvq_fail(PYKVQ_E_ARGUMENT, "sampler: no logits given");
     for (uint32_t i = 0; i < n_vocab; i++)
         if (isnan(logits[i]) || logits[i] == INFINITY)
-            return kvq_fail(PYKVQ_E_NUMERIC, "logits: token %u has %g; the model or its cache is broken", i, (double)logits[i]);
+            return kvq_fail(PYKVQ_E_NUMERIC, "logits: token %u has %g; the model or its cache is broken", i,
+                            (double)logits[i]);
     if (s->params.temp == 0.0f)
         return greedy(logits, n_vocab, token);
     KVQ_TRY(reserve(s, n_vocab));

@@ -117,7 +117,8 @@ static void put(writer *w, const void *data, size_t n_bytes) {
 static pykvq_status put_pages(writer *w, const pykvq_seq *seq, void *buffer) {
     const pykvq_engine *e = seq->engine;
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
-        for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < n_cached_tiles(seq->n_cached); tile++)
+        for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < n_cached_tiles(seq->n_cached);
+             tile++)
             for (uint32_t i = 0; i < e->model->h.n_layer; i++) {
                 if (e->model->weights.layers[i].windowed != group)
                     continue;
@@ -203,7 +204,8 @@ static pykvq_status check_header(const saved *s, const pykvq_seq *seq) {
     if (memcmp(head->magic, magic, sizeof magic) != 0)
         return kvq_fail(PYKVQ_E_FORMAT, "not a saved sequence");
     if (head->version != SAVE_VERSION || head->n_header_bytes != sizeof *head)
-        return kvq_fail(PYKVQ_E_UNSUPPORTED, "format version %u, this library reads %u", head->version, (uint32_t)SAVE_VERSION);
+        return kvq_fail(PYKVQ_E_UNSUPPORTED, "format version %u, this library reads %u", head->version,
+                        (uint32_t)SAVE_VERSION);
     if (head->fingerprint != own.fingerprint || head->n_layer != own.n_layer || head->n_head_kv != own.n_head_kv ||
         head->head_dim != own.head_dim)
         return MISMATCH("saved with another model (fingerprint %016llx, this one is %016llx)",
@@ -221,7 +223,8 @@ static pykvq_status check_header(const saved *s, const pykvq_seq *seq) {
             return kvq_fail(PYKVQ_E_FORMAT, "its tile counts contradict each other");
     }
     if (head->n_tokens > seq->engine->layout.n_ctx)
-        return kvq_fail(PYKVQ_E_FULL, "holds %u tokens, this engine's context %u", head->n_tokens, seq->engine->layout.n_ctx);
+        return kvq_fail(PYKVQ_E_FULL, "holds %u tokens, this engine's context %u", head->n_tokens,
+                        seq->engine->layout.n_ctx);
     if (head->n_cached > head->n_tokens)
         return kvq_fail(PYKVQ_E_FORMAT, "has more cached tokens than tokens");
     return PYKVQ_OK;
@@ -233,8 +236,8 @@ static pykvq_status check_codecs(const saved *s, const pykvq_engine *e) {
         memcpy(&there, s->layers + i * sizeof there, sizeof there);
         there.k[CODEC_NAME - 1] = there.v[CODEC_NAME - 1] = '\0';
         if (strcmp(there.k, own.k) != 0 || strcmp(there.v, own.v) != 0)
-            return MISMATCH("layer %u was saved as %s keys and %s values, this engine has %s and %s", i, there.k, there.v, own.k,
-                            own.v);
+            return MISMATCH("layer %u was saved as %s keys and %s values, this engine has %s and %s", i, there.k, there.v,
+                            own.k, own.v);
         if (there.k_version != own.k_version || there.v_version != own.v_version)
             return MISMATCH("layer %u was saved in another version of %s", i, own.k);
     }
@@ -287,7 +290,8 @@ static pykvq_status check(saved *s, const pykvq_seq *seq) {
     return PYKVQ_OK;
 }
 
-/* Everything is checked: replaces what the sequence holds. Fails only before anything changes, if the pools are too full. */
+/* Everything is checked: replaces what the sequence holds. Fails only before anything changes, if the pools are too full.
+ */
 static pykvq_status restore(pykvq_seq *seq, const saved *s) {
     pykvq_engine *e = seq->engine;
     uint32_t n_tiles = n_cached_tiles(s->head.n_cached), first_tile[KVQ_MAX_GROUPS];

@@ -26,8 +26,9 @@ static void release_page(kvq_group *g, kvq_page *page) {
 /* ---- pages of a step ---- */
 
 static pykvq_status pool_full(const pykvq_seq *seq, const char *what) {
-    return kvq_fail(PYKVQ_E_FULL, "page pool: no free %s page for token %u of a sequence; the engine was made for %u sequences",
-                    what, seq->n_cached, seq->engine->layout.n_seq);
+    return kvq_fail(PYKVQ_E_FULL,
+                    "page pool: no free %s page for token %u of a sequence; the engine was made for %u sequences", what,
+                    seq->n_cached, seq->engine->layout.n_seq);
 }
 
 /* Another sequence reads this f16 page too: write to a copy. */
@@ -267,11 +268,12 @@ static pykvq_status check_tokens(const pykvq_seq *seq, const int32_t *tokens, ui
     if (n_tokens == 0)
         return kvq_fail(PYKVQ_E_ARGUMENT, "sequence: no tokens given, expected at least one");
     if (n_tokens > e->layout.n_ctx || n_before > e->layout.n_ctx - n_tokens)
-        return kvq_fail(PYKVQ_E_FULL, "sequence: %u tokens, but the context holds %u", n_before + n_tokens, e->layout.n_ctx);
+        return kvq_fail(PYKVQ_E_FULL, "sequence: %u tokens, but the context holds %u", n_before + n_tokens,
+                        e->layout.n_ctx);
     for (uint32_t i = 0; i < n_tokens; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->model->h.n_vocab)
-            return kvq_fail(PYKVQ_E_ARGUMENT, "sequence: token %d at index %u, but the vocabulary has ids 0 to %u", tokens[i], i,
-                            e->model->h.n_vocab - 1);
+            return kvq_fail(PYKVQ_E_ARGUMENT, "sequence: token %d at index %u, but the vocabulary has ids 0 to %u",
+                            tokens[i], i, e->model->h.n_vocab - 1);
     return PYKVQ_OK;
 }
 

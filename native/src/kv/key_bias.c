@@ -34,7 +34,8 @@ size_t kvq_key_bias_bytes(uint32_t n_pairs, uint32_t n_head_kv, uint32_t n_tiles
 
 /* The waves and turns of one pair, angles reduced in double. */
 static void fill_pair(kvq_key_bias *b, uint32_t head, uint32_t i, double frequency) {
-    float *cos_wave = b->wave + ((size_t)head * 2 * b->n_pairs + i) * KVQ_TILE, *sin_wave = cos_wave + b->n_pairs * KVQ_TILE;
+    float *cos_wave = b->wave + ((size_t)head * 2 * b->n_pairs + i) * KVQ_TILE,
+          *sin_wave = cos_wave + b->n_pairs * KVQ_TILE;
     for (uint32_t t = 0; t < KVQ_TILE; t++) {
         cos_wave[t] = (float)cos(frequency * t);
         sin_wave[t] = (float)sin(frequency * t);

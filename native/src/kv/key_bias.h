@@ -8,8 +8,8 @@
  *   q . R_j b = A cos(f t) + B sin(f t)      A = C cos(f start) + S sin(f start)     C = q_c b_c + q_s b_s
  *                                            B = S cos(f start) - C sin(f start)     S = q_s b_c - q_c b_s
  *
- * so for a tile the waves cos(f t), sin(f t) are constants, and no memory is read but them. That holds for any set of pairs:
- * only those whose bias stands out are taken out (KVQ_KEY_BIAS_LEAST), a handful in most heads.
+ * so for a tile the waves cos(f t), sin(f t) are constants, and no memory is read but them. That holds for any set of
+ * pairs: only those whose bias stands out are taken out (KVQ_KEY_BIAS_LEAST), a handful in most heads.
  */
 #ifndef KVQ_KV_KEY_BIAS_H
 #define KVQ_KV_KEY_BIAS_H
@@ -21,16 +21,16 @@
 
 typedef struct kvq_key_bias {
     uint32_t n_head_kv, n_tiles;
-    uint32_t n_pairs;       /* of the head that has most; the others are filled up with pairs that have no bias */
-    size_t n_bytes;         /* of this one allocation */
-    uint16_t *c, *s;        /* (n_head_kv, n_pairs) channels of each pair */
-    float *b_c, *b_s;       /* (n_head_kv, n_pairs) its bias */
-    float *wave;            /* (n_head_kv, { cos, sin } (n_pairs), 64) of f t */
-    float *turn;            /* (n_head_kv, n_tiles, { cos, sin } (n_pairs)) of f start */
+    uint32_t n_pairs; /* of the head that has most; the others are filled up with pairs that have no bias */
+    size_t n_bytes;   /* of this one allocation */
+    uint16_t *c, *s;  /* (n_head_kv, n_pairs) channels of each pair */
+    float *b_c, *b_s; /* (n_head_kv, n_pairs) its bias */
+    float *wave;      /* (n_head_kv, { cos, sin } (n_pairs), 64) of f t */
+    float *turn;      /* (n_head_kv, n_tiles, { cos, sin } (n_pairs)) of f start */
 } kvq_key_bias;
 
 typedef struct kvq_key_bias_rope { /* the layer's RoPE, in plain numbers */
-    const float *inv_freq; /* (n_rot / 2) */
+    const float *inv_freq;         /* (n_rot / 2) */
     uint32_t n_rot;
     bool interleaved;
     float magnitude;

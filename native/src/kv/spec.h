@@ -12,9 +12,9 @@ typedef struct kvq_kv_spec {
 
 /*
  * kv: a type name, NULL for "f16". kv_k, kv_v: a type for that side only, or NULL.
- * kv_layers: "LAYERS:TYPE" items between commas, or NULL. LAYERS is one or more of N, N-M, -N (from the end) between commas,
- * TYPE a name or K/V ("q8_0/kivi2"): "0-1,-1:q8_0,4:f16". Later items win.
- * sink, tail: tokens, or -1 for the largest default of the types in use.
+ * kv_layers: "LAYERS:TYPE" items between commas, or NULL. LAYERS is one or more of N, N-M, -N (from the end) between
+ * commas, TYPE a name or K/V ("q8_0/kivi2"): "0-1,-1:q8_0,4:f16". Later items win. sink, tail: tokens, or -1 for the
+ * largest default of the types in use.
  */
 pykvq_status kvq_kv_spec_parse(const char *kv, const char *kv_k, const char *kv_v, const char *kv_layers, int32_t sink,
                                int32_t tail, uint32_t n_layer, kvq_kv_spec *out);

@@ -28,7 +28,9 @@ static void attention(const kvq_forward *f, const kvq_batch *batch, uint32_t i) 
                          .q_norm = present(&l->q_norm),
                          .k_norm = present(&l->k_norm),
                          .norm_eps = h->norm_eps,
-                         .rope = !l->roped ? &f->rope_none : l->windowed ? &f->rope_local : &f->rope_global,
+                         .rope = !l->roped     ? &f->rope_none
+                                 : l->windowed ? &f->rope_local
+                                               : &f->rope_global,
                          .kv = &f->kv[i],
                          .group = group,
                      });

@@ -59,7 +59,11 @@ static pykvq_status read_real(reader *r, const char *suffix, bool required, floa
 
 static pykvq_status read_rope(reader *r, const kvq_arch *arch, kvq_hparams *h) {
     kvq_rope_params *p = &h->rope;
-    *p = (kvq_rope_params){.base = 10000.0f, .factor = 1.0f, .beta_fast = 32.0f, .beta_slow = 1.0f, .magnitude = 1.0f,
+    *p = (kvq_rope_params){.base = 10000.0f,
+                           .factor = 1.0f,
+                           .beta_fast = 32.0f,
+                           .beta_slow = 1.0f,
+                           .magnitude = 1.0f,
                            .n_ctx_orig = h->n_ctx_train};
     KVQ_TRY(read_real(r, "rope.freq_base", false, 1.0f, &p->base));
     p->local_base = arch->local_rope_base != 0.0f ? arch->local_rope_base : p->base;
@@ -115,8 +119,8 @@ static pykvq_status read_hparams(reader *r, const kvq_arch *arch, kvq_hparams *h
     KVQ_TRY(read_count(r, "attention.value_length", false, MAX_HEAD_DIM, &value_dim));
     if (h->head_dim % 16 != 0 || value_dim != h->head_dim)
         return kvq_fail(PYKVQ_E_UNSUPPORTED,
-                        "%s: heads of %u (keys) and %u (values) elements; supported are equal multiples of 16 up to %d", r->arch,
-                        h->head_dim, value_dim, MAX_HEAD_DIM);
+                        "%s: heads of %u (keys) and %u (values) elements; supported are equal multiples of 16 up to %d",
+                        r->arch, h->head_dim, value_dim, MAX_HEAD_DIM);
     h->n_rot = h->head_dim;
     KVQ_TRY(read_count(r, "rope.dimension_count", false, h->head_dim, &h->n_rot));
     if (h->n_rot % 2 != 0)
@@ -142,7 +146,7 @@ static pykvq_status read_hparams(reader *r, const kvq_arch *arch, kvq_hparams *h
 
 typedef struct loader {
     pykvq_model *model;
-    uint64_t n_taken; /* tensors that have found their place ... */
+    uint64_t n_taken;      /* tensors that have found their place ... */
     const uint8_t **taken; /* ... and their data, (n_tensors of the file) */
 } loader;
 
@@ -158,7 +162,8 @@ static pykvq_status take(loader *l, const char *name, uint32_t n_in, uint32_t n_
     if (!kvq_gguf_find_tensor(l->model->gguf, name, &t)) {
         if (!required)
             return PYKVQ_OK;
-        return kvq_fail(PYKVQ_E_FORMAT, "tensor '%s': missing, a model of architecture %s needs it", name, l->model->arch->name);
+        return kvq_fail(PYKVQ_E_FORMAT, "tensor '%s': missing, a model of architecture %s needs it", name,
+                        l->model->arch->name);
     }
     if (t.ne[0] != n_in || t.ne[1] != n_out || t.ne[2] != 1 || t.ne[3] != 1)
         return kvq_fail(PYKVQ_E_FORMAT, "tensor '%s': has shape (%llu, %llu), expected (%u, %u)", name,

@@ -11,15 +11,15 @@
 typedef struct kvq_arch {
     const char *name; /* general.architecture */
     bool rope_interleaved;
-    bool qk_norm;     /* per-head RMS norm of q and k before RoPE */
-    bool post_norms;  /* the outputs of attention and of the feed-forward are normed before they are added */
+    bool qk_norm;      /* per-head RMS norm of q and k before RoPE */
+    bool post_norms;   /* the outputs of attention and of the feed-forward are normed before they are added */
     bool embed_scaled; /* embeddings are multiplied by sqrt(n_embd) */
     kvq_activation activation;
-    uint32_t window_period;   /* of each so many layers all but the last see a window, if there is one; 0: none do */
-    uint32_t nope_period;     /* of each so many layers the last has no RoPE; 0: all have it */
-    float local_rope_base;    /* RoPE base of window layers if the file gives none; they take no scaling. 0: as the others */
+    uint32_t window_period; /* of each so many layers all but the last see a window, if there is one; 0: none do */
+    uint32_t nope_period;   /* of each so many layers the last has no RoPE; 0: all have it */
+    float local_rope_base;  /* RoPE base of window layers if the file gives none; they take no scaling. 0: as the others */
     uint32_t wide_scale_n_layer; /* a model of so many layers scales q.k by 1/sqrt(n_embd / n_head), not 1/sqrt(head_dim) */
-    uint32_t default_window;  /* if the file gives none */
+    uint32_t default_window;     /* if the file gives none */
     float default_attn_softcap, default_logit_softcap;
 } kvq_arch;
 
@@ -27,16 +27,17 @@ const kvq_arch *kvq_arch_find(kvq_str name);
 /* "llama, qwen2, ..." */
 const char *kvq_arch_names(void);
 
-/* RoPE scaling. It applies to the global layers, and to the local ones unless the architecture gives those their own base. */
+/* RoPE scaling. It applies to the global layers, and to the local ones unless the architecture gives those their own base.
+ */
 typedef struct kvq_rope_params {
     float base, local_base;
-    float factor;         /* positions are divided by it (linear), or the slow dimensions' are (yarn); 1: none */
+    float factor; /* positions are divided by it (linear), or the slow dimensions' are (yarn); 1: none */
     bool yarn;
     float beta_fast, beta_slow; /* yarn: turns within the original context between which the two are blended */
-    float magnitude;      /* factor on cos and sin */
-    uint32_t n_ctx_orig;  /* the context before scaling */
-    const float *factors; /* (n_rot / 2) divide the frequencies, or NULL */
-    const float *long_factors; /* the same when an engine's context exceeds n_ctx_orig, or NULL */
+    float magnitude;            /* factor on cos and sin */
+    uint32_t n_ctx_orig;        /* the context before scaling */
+    const float *factors;       /* (n_rot / 2) divide the frequencies, or NULL */
+    const float *long_factors;  /* the same when an engine's context exceeds n_ctx_orig, or NULL */
 } kvq_rope_params;
 
 typedef struct kvq_hparams {
@@ -46,7 +47,8 @@ typedef struct kvq_hparams {
     kvq_rope_params rope;
 } kvq_hparams;
 
-/* A weight that an architecture does not have has no data. The weights come first, so that they can be walked as an array. */
+/* A weight that an architecture does not have has no data. The weights come first, so that they can be walked as an array.
+ */
 typedef struct kvq_layer {
     kvq_weight attn_norm, q, k, v, q_bias, k_bias, v_bias, q_norm, k_norm, o, o_bias, post_attn_norm;
     kvq_weight ffn_norm, gate, up, down, post_ffn_norm;

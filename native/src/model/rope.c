@@ -1,6 +1,6 @@
 /*
- * RoPE frequencies. Scaling comes in four kinds, told apart by what the file holds: linear (all positions divided), frequency
- * factors (Llama 3: one tensor), longrope (Phi-3: two tensors, chosen by the context), YaRN (arXiv 2309.00071).
+ * RoPE frequencies. Scaling comes in four kinds, told apart by what the file holds: linear (all positions divided),
+ * frequency factors (Llama 3: one tensor), longrope (Phi-3: two tensors, chosen by the context), YaRN (arXiv 2309.00071).
  */
 #include <math.h>
 

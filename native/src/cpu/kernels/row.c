@@ -50,9 +50,8 @@ static void rope(float *x, const float *cos, const float *sin, uint32_t n_rot, b
 
 /* x / (1 + exp(-t)): SiLU with t = x; GELU with t = 2 sqrt(2/pi) (x + 0.044715 x^3), as 1 + tanh(u) = 2 / (1 + exp(-2u)) */
 VEC_INLINE vf32 gate_of(kvq_activation act, vf32 x) {
-    vf32 minus_t = act == KVQ_SILU
-                       ? vf_sub(vf_zero(), x)
-                       : vf_mul(x, vf_fma(vf_mul(x, x), vf_set1(-0.0713548162726f), vf_set1(-1.59576912161f)));
+    vf32 minus_t = act == KVQ_SILU ? vf_sub(vf_zero(), x)
+                                   : vf_mul(x, vf_fma(vf_mul(x, x), vf_set1(-0.0713548162726f), vf_set1(-1.59576912161f)));
     return vf_div(x, vf_add(vf_set1(1.0f), vf_exp(minus_t)));
 }
 
