@@ -1,4 +1,4 @@
-"""A tiny random model written straight to GGUF: a plain one, and one whose layers alternate between a window and all."""
+"""A tiny random model written straight to GGUF: plain, with windowed layers, or with a key bias."""
 
 from pathlib import Path
 
