@@ -7,6 +7,7 @@ The declarations are the part of pykvq.h between the two "cffi:" marks, so nothi
 
 import re
 import sys
+from pathlib import Path
 
 import cffi
 
@@ -19,8 +20,8 @@ def declarations(header: str) -> str:
 
 
 def main(header_path: str, out_path: str) -> None:
-    with open(header_path, encoding="utf-8") as file:
-        header = file.read()
+    """Write the module's source for the header."""
+    header = Path(header_path).read_text(encoding="utf-8")
     builder = cffi.FFI()
     builder.cdef(declarations(header))
     builder.set_source("pykvq._native", '#include "pykvq.h"', py_limited_api=True)
