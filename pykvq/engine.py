@@ -359,16 +359,19 @@ class Sequence:
             check(lib.pykvq_seq_logits(self.handle, 0, n_rows, ffi.from_buffer("float[]", rows, require_writable=True)))
         return rows
 
-    def sample(self, sampler: Sampler) -> int:
-        """Draw a token from the last logits.
+    def sample(self, sampler: Sampler, row: int = -1) -> int:
+        """Draw a token from the last logits; the tokens before are the history that penalties see.
+
+        Args:
+            row: of `logits`; -1: the last.
 
         Raises:
-            ArgumentError: there are no logits, since tokens are pending or none was fed.
+            ArgumentError: there are no such logits, since tokens are pending or none was fed.
             NumericError: a logit is not finite.
         """
         token = ffi.new("int32_t *")
         with self.engine.use():
-            check(lib.pykvq_seq_sample(self.handle, sampler.handle, token))
+            check(lib.pykvq_seq_sample(self.handle, row, sampler.handle, token))
         return int(token[0])
 
     def close(self) -> None:

@@ -303,19 +303,51 @@ PYKVQ_API pykvq_status pykvq_seq_logits(const pykvq_seq *seq, uint32_t first, ui
 
 typedef struct pykvq_sampler pykvq_sampler;
 
+/* The order: mask, bias, repetition penalties, DRY, top-n-sigma, top-k, typical, top-p, min-p, XTC, temperature, draw. With
+ * mirostat, it takes the place of the filters from top-n-sigma to XTC and comes after the temperature. Penalties and DRY
+ * see the tokens before the one that is drawn: prompt and answer. */
 typedef struct pykvq_sampler_params {
     uint64_t size;
-    float temp;    /* 0: greedy */
-    int32_t top_k; /* 0: off */
-    float top_p;   /* 1: off */
-    float min_p;   /* 0: off */
+    float temp;    /* 0: greedy, after the penalties; the filters then do not matter and do not apply */
+    int32_t top_k; /* keep the k most likely; 0: off */
+    float top_p;   /* keep the most likely that together reach this probability; 1: off */
+    float min_p;   /* drop those less likely than this part of the most likely; 0: off */
     uint64_t seed;
+    float temp_range;      /* temp - range for a certain choice to temp + range for an even one; 0: off */
+    float temp_exponent;   /* of the normalized entropy between the two */
+    float typical_p;       /* keep the most typical that together reach this probability; 1: off */
+    float top_n_sigma;     /* drop logits more than n standard deviations below the highest; 0: off */
+    float xtc_probability; /* how often XTC drops all but the least likely of the tokens above its threshold; 0: off */
+    float xtc_threshold;
+    float repeat_penalty;    /* divides positive logits of seen tokens, multiplies negative ones; 1: off */
+    float frequency_penalty; /* subtracted from a logit as often as the token was seen; 0: off */
+    float presence_penalty;  /* subtracted once from the logits of seen tokens; 0: off */
+    int32_t penalty_last_n;  /* tokens the penalties look back; -1: all */
+    float dry_multiplier;    /* subtracted: multiplier * base ^ (length of the repetition - allowed length); 0: off */
+    float dry_base;
+    int32_t dry_allowed_length;  /* tokens */
+    int32_t dry_last_n;          /* tokens DRY looks back; -1: all */
+    const int32_t *dry_breakers; /* (n_dry_breakers) tokens that no repetition goes across */
+    uint32_t n_dry_breakers;
+    uint32_t mirostat;          /* 0: off; 1 or 2: its version */
+    float mirostat_tau;         /* surprise to aim at, bits per token */
+    float mirostat_eta;         /* learning rate */
+    const int32_t *bias_tokens; /* (n_bias) */
+    const float *bias;          /* (n_bias) added to the logits of bias_tokens; -INFINITY: never */
+    uint32_t n_bias;
 } pykvq_sampler_params;
 
-PYKVQ_API pykvq_status pykvq_sampler_create(const pykvq_sampler_params *params, pykvq_sampler **out);
+PYKVQ_API pykvq_status pykvq_sampler_create(const pykvq_sampler_params *params,
+                                            pykvq_sampler **out); /* copies the arrays */
 PYKVQ_API void pykvq_sampler_destroy(pykvq_sampler *sampler);
-PYKVQ_API pykvq_status pykvq_sampler_sample(pykvq_sampler *sampler, const float *logits, uint32_t n_vocab, int32_t *token);
-PYKVQ_API pykvq_status pykvq_seq_sample(pykvq_seq *seq, pykvq_sampler *sampler, int32_t *token); /* from its last logits */
+/* From now on only tokens whose bit is set may be drawn: bit t % 32 of word t / 32, none beyond n_words. NULL: all tokens.
+ */
+PYKVQ_API pykvq_status pykvq_sampler_allow(pykvq_sampler *sampler, const uint32_t *mask, uint32_t n_words);
+/* logits (n_vocab), history (n_history) the tokens before, oldest first */
+PYKVQ_API pykvq_status pykvq_sampler_sample(pykvq_sampler *sampler, const float *logits, uint32_t n_vocab,
+                                            const int32_t *history, uint32_t n_history, int32_t *token);
+/* From a row of the sequence's logits, with the tokens up to that row as history. row -1: the last. */
+PYKVQ_API pykvq_status pykvq_seq_sample(pykvq_seq *seq, int32_t row, pykvq_sampler *sampler, int32_t *token);
 
 /* cffi: end */
 

@@ -397,6 +397,7 @@ static void finish_batch(pykvq_engine *e, const kvq_batch *batch, double elapsed
         seq->n_logits_rows = n_logit_rows(seq, n_new);
         n_logits += seq->n_logits_rows;
         kvq_seq_commit(seq, n_new);
+        seq->first_logits_token = seq->n_cached - seq->n_logits_rows + 1;
         decode &= n_new == 1;
     }
     *(decode ? &e->stats.n_decode_tokens : &e->stats.n_prompt_tokens) += batch->n_tokens;

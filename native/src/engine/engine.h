@@ -66,6 +66,7 @@ struct pykvq_seq {
     bool keep_all_logits;
     uint64_t logits_step;
     uint32_t first_logits_row, n_logits_rows;
+    uint32_t first_logits_token; /* the position that the first of those rows predicts */
 };
 
 /* One caller at a time: PYKVQ_E_BUSY if another thread is inside. */

@@ -379,18 +379,20 @@ pykvq_status pykvq_seq_logits(const pykvq_seq *seq, uint32_t first, uint32_t n_r
     return status;
 }
 
-pykvq_status pykvq_seq_sample(pykvq_seq *seq, pykvq_sampler *sampler, int32_t *token) {
+pykvq_status pykvq_seq_sample(pykvq_seq *seq, int32_t row, pykvq_sampler *sampler, int32_t *token) {
     pykvq_engine *e = seq->engine;
     KVQ_TRY(kvq_engine_enter(e));
     const float *logits;
     uint32_t n_rows = pykvq_seq_n_logits(seq);
-    pykvq_status status = logits_at(seq, n_rows > 0 ? n_rows - 1 : 0, 1, &logits);
+    uint32_t from_row = row >= 0 ? (uint32_t)row : n_rows > 0 ? n_rows - 1 : 0;
+    pykvq_status status = logits_at(seq, from_row, 1, &logits);
     if (status == PYKVQ_OK && e->host_logits != NULL) {
         status = e->forward.be->ops->copy(e->forward.be, e->host_logits, logits, e->model->h.n_vocab * sizeof(float));
         logits = e->host_logits;
     }
     if (status == PYKVQ_OK)
-        status = pykvq_sampler_sample(sampler, logits, e->model->h.n_vocab, token);
+        status = pykvq_sampler_sample(sampler, logits, e->model->h.n_vocab, seq->tokens, seq->first_logits_token + from_row,
+                                      token);
     kvq_engine_leave(e);
     return status;
 }
