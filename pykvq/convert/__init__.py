@@ -190,16 +190,15 @@ def _converted(
 ) -> Iterator[npt.NDArray[Any]]:
     """A tensor's bytes, in slabs of whole rows; permuted: whole heads, whose halves become pairs."""
     n_per_row = tensor.shape[-1] if len(tensor.shape) > 1 else 1
-    with tensor.read() as values:
-        n_heads = permuted or values.size // n_per_row  # rows stand for heads where nothing is permuted
-        heads = values.reshape(n_heads, -1, n_per_row)
-        if permuted:
-            heads = heads.reshape(n_heads, 2, -1, n_per_row).swapaxes(1, 2)
-        n_slab = max(1, _SLAB_BYTES * n_heads // max(values.nbytes, 1))
-        for first in range(0, n_heads, n_slab):
-            slab = np.ascontiguousarray(heads[first : first + n_slab])
-            yield _converted_slab(tensor, slab, kind, n_per_row, offset, threads)
-        del values, heads, slab
+    values = tensor.read()
+    n_heads = permuted or values.size // n_per_row  # rows stand for heads where nothing is permuted
+    heads = values.reshape(n_heads, -1, n_per_row)
+    if permuted:
+        heads = heads.reshape(n_heads, 2, -1, n_per_row).swapaxes(1, 2)
+    n_slab = max(1, _SLAB_BYTES * n_heads // values.nbytes)
+    for first in range(0, n_heads, n_slab):
+        slab = np.ascontiguousarray(heads[first : first + n_slab])
+        yield _converted_slab(tensor, slab, kind, n_per_row, offset, threads)
 
 
 def _converted_slab(
@@ -224,6 +223,7 @@ def _write(planned: list[_Planned], output: GGUFOutput, progress: Progress | Non
             n_done += data.nbytes
             if progress:
                 progress(n_done, n_total)
+            del data  # it may keep the old tensor mapped
         output.end_tensor()
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import mmap
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +32,7 @@ class Tensor:
     name: str
     type: str  # GGML's name: F32, F16 or BF16
     shape: tuple[int, ...]
-    read: Callable[[], Any]  # a context manager that gives the bits as an array of `shape`
+    read: Callable[[], Array]  # the bits, as an array of `shape`
 
 
 @dataclass
@@ -160,18 +159,14 @@ def _entry(path: Path, name: str, entry: Mapping[str, Any], n_before: int, n_fil
     return Tensor(name, kind, shape, lambda: _mapped(path, n_before + begin, shape, bits))
 
 
-@contextmanager
-def _mapped(path: Path, offset: int, shape: tuple[int, ...], bits: Any) -> Generator[Array, None, None]:
-    """A tensor's bytes; only they are mapped, so that memory never holds more than one tensor."""
+def _mapped(path: Path, offset: int, shape: tuple[int, ...], bits: Any) -> Array:
+    """A tensor's bits. Only they are mapped, as long as the array lives, so that memory never holds the whole file."""
     n = int(np.prod(shape, dtype=np.int64))
     start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     n_bytes = offset - start + n * np.dtype(bits).itemsize
-    with path.open("rb") as file, mmap.mmap(file.fileno(), n_bytes, offset=start, access=mmap.ACCESS_READ) as memory:
-        raw = np.frombuffer(memory, np.uint8, count=n_bytes - (offset - start), offset=offset - start)
-        try:
-            yield raw.view(bits).reshape(shape) if offset % np.dtype(bits).itemsize == 0 else raw.copy().view(bits)
-        finally:
-            del raw
+    with path.open("rb") as file:
+        memory = mmap.mmap(file.fileno(), n_bytes, offset=start, access=mmap.ACCESS_READ)
+    return np.frombuffer(memory, np.uint8)[offset - start :].view(bits).reshape(shape)
 
 
 # ---- PyTorch's own files, if torch is there ----
@@ -197,8 +192,7 @@ def _bin_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-@contextmanager
-def _of_torch(value: Any, kind: str) -> Generator[Array, None, None]:
+def _of_torch(value: Any, kind: str) -> Array:
     torch: Any = importlib.import_module("torch")
     bits = torch.int32 if kind == "F32" else torch.int16
-    yield value.contiguous().view(bits).numpy().view(_TYPES[kind][1])
+    return value.contiguous().view(bits).numpy().view(_TYPES[kind][1])
