@@ -1,0 +1,198 @@
+"""Attention over encoded pages against float64 over the decoded bytes, for every KV type.
+
+Few rows take the integer kernels: queries and weighted probabilities become integers of 14 bits, off by at most 2^-15
+of the largest of a row. Such errors are independent, so a logit is off by about 2^-15 times the largest folded query
+times the root of the sum of the squared codes: of the order of 1e-4 of a logit's size, up to 1e-3 where few channels
+carry the query. The turbo types also round their centroids to 7 bits: their logits are off by up to 1% of their size.
+Many rows take the expanded tiles and plain float32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from test_attend import available_isas, pointer, random_inputs
+
+import pykvq
+from pykvq._ffi import check, ffi, lib
+
+TILE = 64
+ISAS = available_isas()
+
+
+TYPES = [kv_type.name for kv_type in pykvq.kv_types()]
+TURBO = [name for name in TYPES if name.startswith("turbo")]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    check(lib.pykvq_cpu_select(request.param.encode()))
+    yield request.param
+    check(lib.pykvq_cpu_select(ffi.NULL))
+
+
+def attend(q, k, v, kv_k, kv_v, *, sink=0, tail=0, window=0, scale=None, n_threads=1):
+    o = np.full(q.shape, np.nan, np.float32)
+    names = [ffi.new("char[]", name.encode()) for name in (kv_k, kv_v)]
+    params = ffi.new("pykvq_kv_attend_params *")
+    params.size = ffi.sizeof("pykvq_kv_attend_params")
+    params.type_k, params.type_v = names
+    params.n_q, params.n_head, params.head_dim = q.shape
+    params.n_kv, params.n_head_kv = k.shape[:2]
+    params.sink, params.tail, params.window, params.n_threads = sink, tail, window, n_threads
+    params.scale = q.shape[2] ** -0.5 if scale is None else scale
+    params.q, params.k, params.v, params.o = pointer(q), pointer(k), pointer(v), pointer(o)
+    check(lib.pykvq_kv_attend(params))
+    return o
+
+
+def through_codec(x, name, side, sink, tail):
+    """x (n_kv, n_head_kv, head_dim) as the cache holds it: f16, and whole tiles between sink and tail encoded."""
+    x = x.astype(np.float16).astype(np.float32)
+    n_kv, n_head_kv, head_dim = x.shape
+    kv_type, n_bytes = ffi.new("char[]", name.encode()), ffi.new("uint64_t *")
+    check(lib.pykvq_kv_tile_bytes(kv_type, side, head_dim, n_bytes))
+    buffer = np.zeros(n_bytes[0] + 64, np.uint8)
+    tile = ffi.cast("uint8_t *", buffer.ctypes.data + -buffer.ctypes.data % 64)
+    for first in range(sink, (n_kv - tail) // TILE * TILE, TILE):
+        for head in range(n_head_kv):
+            part = np.ascontiguousarray(x[first : first + TILE, head])
+            check(lib.pykvq_kv_encode(kv_type, side, head_dim, pointer(part), tile))
+            check(lib.pykvq_kv_decode(kv_type, side, head_dim, tile, pointer(part)))
+            x[first : first + TILE, head] = part
+    return x
+
+
+def reference(q, k, v, *, window=0, scale=None):
+    n_q, n_head, head_dim = q.shape
+    n_kv, n_head_kv, _ = k.shape
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, n_head // n_head_kv, axis=1) for x in (k, v))
+    logits = np.einsum("qhd,khd->hqk", q, k) * np.float32(head_dim**-0.5 if scale is None else scale)
+    own = np.arange(n_kv - n_q, n_kv)[:, None]
+    seen = np.arange(n_kv)[None] <= own
+    if window:
+        seen &= np.arange(n_kv)[None] > own - window
+    logits = np.where(seen, logits, -np.inf)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    o = np.einsum("hqk,khd->qhd", p, v)
+    return o, np.sqrt(o**2 + np.einsum("hqk,khd->qhd", p**2, v**2))
+
+
+def relative_error(q, k, v, kv_k, kv_v, *, sink=0, tail=0, n_threads=1, **options):
+    """Against the size of the sum and of what is summed: the sum may cancel."""
+    o = attend(q, k, v, kv_k, kv_v, sink=sink, tail=tail, n_threads=n_threads, **options)
+    as_stored = through_codec(k, kv_k, b"k", sink, tail), through_codec(v, kv_v, b"v", sink, tail)
+    want, size = reference(q, *as_stored, **options)
+    return np.sqrt(np.mean((o - want) ** 2) / np.mean(size**2))
+
+
+def bound(kv_k, kv_v, n_rows):
+    exact = 1e-5 if n_rows > 16 else 2e-3
+    return max(exact, 3e-2 if kv_k in TURBO else 0, 1e-2 if kv_v in TURBO else 0)
+
+
+def assert_close(q, k, v, kv_k, kv_v, **options):
+    n_rows = q.shape[0] * q.shape[1] // k.shape[1]
+    error = relative_error(q, k, v, kv_k, kv_v, **options)
+    assert error <= bound(kv_k, kv_v, n_rows), (error, n_rows)
+
+
+@pytest.mark.parametrize("kv_v", TYPES)
+@pytest.mark.parametrize("kv_k", TYPES)
+def test_every_pair(isa, kv_k, kv_v):
+    for n_q in (1, 9):
+        assert_close(*random_inputs(1, 150, n_q, 6, 2, 64), kv_k, kv_v, tail=10)
+
+
+def head_dims(name):
+    out = ffi.new("uint64_t *")
+    return [d for d in range(16, 257, 16) if not lib.pykvq_kv_tile_bytes(name.encode(), b"k", d, out)]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_head_dims(isa, name):
+    for head_dim in head_dims(name):
+        for n_q in (1, 20):
+            assert_close(*random_inputs(head_dim, 130, n_q, 2, 1, head_dim), name, name)
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3, 4, 6, 7, 8])
+@pytest.mark.parametrize("name", TYPES)
+def test_query_heads_per_kv_head(isa, name, ratio):
+    for n_q in (1, 2, 16, 70):
+        assert_close(*random_inputs(ratio, 200, n_q, 2 * ratio, 2, 64), name, name, sink=64, tail=3)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_windows_and_threads(isa, name):
+    for n_q, window in ((1, 63), (2, 130), (7, 1), (64, 100)):
+        inputs = random_inputs(window, 400, n_q, 6, 2, 64)
+        assert_close(*inputs, name, name, window=window, sink=64, tail=64, n_threads=2)
+
+
+@pytest.mark.parametrize("n_q", [1, 40])
+@pytest.mark.parametrize("name", TYPES)
+def test_many_small_probabilities_do_not_vanish(isa, name, n_q):
+    """One token has 100 times the probability of each of 1500 others, which together outweigh it."""
+    q, k, v = random_inputs(2, 1600, n_q, 3, 1, 64)
+    k *= 0.02
+    v += 1
+    k[70] = q[0, 0] * np.log(100) * 8 / np.sum(q[0, 0] ** 2)
+    assert_close(q, k, v, name, name)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_few_and_many_rows_agree(isa, name):
+    """The integer kernels and the expanded tiles are two implementations of the same bytes."""
+    q, k, v = random_inputs(3, 500, 30, 3, 1, 96)
+    together = attend(q, k, v, name, name)[-1:]
+    alone = attend(q[-1:].copy(), k, v, name, name)
+    size = reference(q[-1:], k, v)[1]
+    assert np.sqrt(np.mean((together - alone) ** 2) / np.mean(size**2)) <= (1e-3 if name != "f16" else 1e-5)
+
+
+@functools.cache
+def by_isa(name, n_q):
+    results = {}
+    for isa in ISAS:
+        check(lib.pykvq_cpu_select(isa.encode()))
+        results[isa] = attend(*random_inputs(4, 300, n_q, 6, 2, 80), name, name)
+    check(lib.pykvq_cpu_select(ffi.NULL))
+    return results
+
+
+@pytest.mark.parametrize("n_q", [1, 40])
+@pytest.mark.parametrize("name", TYPES)
+def test_instruction_sets_agree(name, n_q):
+    results = by_isa(name, n_q)
+    for isa in ISAS:
+        np.testing.assert_allclose(results[isa], results["scalar"], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_keys_and_queries_of_zero(isa, name):
+    q, k, v = random_inputs(5, 128, 1, 3, 1, 64)
+    for zero_q, zero_k, zero_v in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
+        assert_close(q * zero_q, k * zero_k, v * zero_v + 1 - zero_v, name, name)
+    assert_array_equal(attend(q, k, v * 0, name, name), 0)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_query_that_is_not_a_number_says_so(isa, name):
+    q, k, v = random_inputs(6, 128, 1, 6, 2, 64)
+    q[0, 4, 17] = np.nan
+    o = attend(q, k, v, name, name)
+    assert np.isnan(o[0, 4]).all()
+    assert np.isfinite(o[0, [0, 1, 2, 3, 5]]).all()
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_threads_do_not_change_a_bit(isa, name):
+    for n_q in (1, 50):
+        inputs = random_inputs(7, 2000, n_q, 6, 2, 64)
+        assert_array_equal(attend(*inputs, name, name), attend(*inputs, name, name, n_threads=3))
