@@ -90,8 +90,8 @@ def exact_activations(rng, kind, n_tokens: int, n_in: int) -> np.ndarray:
 
 def sum_rounding(w: np.ndarray, x: np.ndarray) -> np.ndarray:
     """What float32 sums may be off: every addition by half an ulp of at most sum|w x|; groups are added one by one,
-    plain floats in runs of 64."""
-    n_additions = 70 + x.shape[1] / 16
+    plain floats in runs of 32."""
+    n_additions = 40 + x.shape[1] / 16
     return n_additions * 2.0**-24 * (np.abs(x).astype(np.float64) @ np.abs(w).T)
 
 
@@ -101,7 +101,7 @@ def code_rounding(w: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def widths(kind) -> list[int]:
-    """One block, an odd number of blocks, and more than the 512 columns (256 of floats) that are unpacked at once."""
+    """One block, an odd number of blocks, and more than the 512 columns (128 of floats) that are unpacked at once."""
     if kind in FLOATS:
         return [1, 7, 100, 256, 579]
     n = gguf.GGML_QUANT_SIZES[kind][0]

@@ -92,7 +92,8 @@ static void one_token(const call *c, const output *out, uint32_t panel) {
         const kvq_weight *w = out->w[i];
         const kvq_linear_type *type = out->kernels->types[w->type->id];
         size_t row_bytes = kvq_weight_row_bytes(w);
-        type->dot(w->data + row * row_bytes, row_bytes, c->n_in, x_at(c, type->kind, 0, 0), sums[i]);
+        const uint8_t *data = w->data + row * row_bytes;
+        type->dot(data, row_bytes, c->n_in, data + out->kernels->n_lanes * row_bytes, x_at(c, type->kind, 0, 0), sums[i]);
     }
     if (out->w[1])
         kvq_kernels_selected()->row->activate(c->act, sums[0], sums[1], out->kernels->n_lanes, sums[0]);
@@ -105,13 +106,16 @@ static void multiply(const call *c, const output *out, const kvq_weight *w, uint
     const kvq_linear_type *type = out->kernels->types[w->type->id];
     size_t row_bytes = kvq_weight_row_bytes(w);
     uint32_t max_columns = type->kind == KVQ_LINEAR_FLOAT ? KVQ_LINEAR_FLOAT_COLUMNS : KVQ_LINEAR_COLUMNS;
+    uint32_t n_lanes = out->kernels->n_lanes;
+    size_t n_ahead = 2 * kvq_threads_count(c->threads); /* panels to this thread's next item, if all are as fast */
     const void *tiles[2] = {space->tiles[0], space->tiles[n_panels - 1]};
-    memset(acc, 0, n_tokens * 2 * out->kernels->n_lanes * sizeof *acc);
+    memset(acc, 0, n_tokens * 2 * n_lanes * sizeof *acc);
     for (uint32_t k = 0; k < c->n_in; k += max_columns) {
         uint32_t n_columns = min_u32(c->n_in - k, max_columns), skip;
+        size_t k_bytes = (size_t)k / w->type->block_elements * w->type->block_bytes;
         for (uint32_t i = 0; i < n_panels; i++) {
             const uint8_t *data = w->data + panel_row(out, panel + i, &skip) * row_bytes;
-            type->unpack(data + (size_t)k / w->type->block_elements * w->type->block_bytes, row_bytes, n_columns,
+            type->unpack(data + k_bytes, row_bytes, n_columns, data + n_lanes * (n_ahead * row_bytes + k_bytes),
                          space->tiles[i]);
         }
         out->kernels->multiply(type, tiles, n_columns, x_at(c, type->kind, first_token, k), x_bytes(c, type->kind),

@@ -14,8 +14,8 @@
 
 /* Bytes of `scratch` below, which is 64-byte aligned. */
 size_t kvq_linear_scratch_bytes(uint32_t n_threads, uint32_t n_batch, uint32_t max_n_in);
-/* y[i] (n_rows, w[i]->n_out) = x (n_rows, n_in) . w[i]^T + bias[i] for i < n; bias[i] may be NULL, as may bias; if add, y
- * += that */
+/* y[i] (n_rows, w[i]->n_out) = x (n_rows, n_in) . w[i]^T + bias[i] for i < n <= 3; if add, y += that. bias, and any
+ * bias[i], may be NULL. */
 void kvq_linear_project(kvq_threads *threads, void *scratch, const float *x, uint32_t n_rows, uint32_t n,
                         const kvq_weight *const *w, const float *const *bias, bool add, float *const *y);
 /* y (n_rows, n_ff) = act(x . gate^T) * (x . up^T) */
@@ -27,10 +27,10 @@ void kvq_linear_gated(kvq_threads *threads, void *scratch, const float *x, uint3
 enum {
     KVQ_GROUP = 32, /* activations that share a scale */
     KVQ_LINEAR_MAX_LANES = 16,
-    KVQ_LINEAR_COLUMNS = 512,                                                    /* of a tile of codes */
-    KVQ_LINEAR_FLOAT_COLUMNS = 256,                                              /* of a tile of floats */
-    KVQ_LINEAR_TILE_BYTES = KVQ_LINEAR_FLOAT_COLUMNS * KVQ_LINEAR_MAX_LANES * 4, /* holds either */
-    KVQ_LINEAR_TYPES = 41                                                        /* GGML type ids are below */
+    KVQ_LINEAR_COLUMNS = 512,                                                               /* of a tile of codes */
+    KVQ_LINEAR_FLOAT_COLUMNS = 128,                                                         /* of a tile of floats */
+    KVQ_LINEAR_TILE_BYTES = KVQ_LINEAR_COLUMNS / KVQ_GROUP * 12 * KVQ_LINEAR_MAX_LANES * 4, /* of either at most */
+    KVQ_LINEAR_TYPES = 41                                                                   /* GGML type ids are below */
 };
 
 /* 32 activations of a token: x = scale * code. The sums are what minima and offsets of weights are multiplied with. */
@@ -58,10 +58,11 @@ typedef enum kvq_linear_kind {
 typedef struct kvq_linear_type {
     kvq_linear_kind kind;
     int shift;
+    /* In both, `ahead` is where the panel lies that comes next: its bytes are asked for, not read. */
     /* One token, n_lanes rows of w: y (n_lanes). x: float (n_in), or kvq_linear_group (n_in / 32). */
-    void (*dot)(const uint8_t *w, size_t row_bytes, uint32_t n_in, const void *x, float *y);
+    void (*dot)(const uint8_t *w, size_t row_bytes, uint32_t n_in, const uint8_t *ahead, const void *x, float *y);
     /* n_columns of n_lanes rows into a tile */
-    void (*unpack)(const uint8_t *w, size_t row_bytes, uint32_t n_columns, void *tile);
+    void (*unpack)(const uint8_t *w, size_t row_bytes, uint32_t n_columns, const uint8_t *ahead, void *tile);
 } kvq_linear_type;
 
 typedef struct kvq_linear_kernels {

@@ -1,8 +1,11 @@
 /*
- * Prefill: two panels of weights, unpacked into tiles that stay in the L1 cache (32 rows x 512 columns of codes, 16 KiB,
- * and their scales with AVX-512), are multiplied with all tokens, N_TOKENS at a time. A group of 32 columns costs 8 dot
- * products, a conversion, a multiplication and one or two FMAs for each panel and token, and a load for each token and 4
- * columns.
+ * Prefill: two panels of weights, unpacked into tiles that stay in the L1 cache (with AVX-512 32 rows x 512 columns: 16 KiB
+ * of codes, 2 to 8 KiB of scales and minima), are multiplied with all tokens, N_TOKENS at a time. 32 columns of 2 panels
+ * and 6 tokens are 96 dot products, 12 conversions, 12 multiplications and 12 FMAs (24 with minima), and 64 loads.
+ *
+ * One Zen 5 core at 4.0 GHz starts 2 dot products or FMAs a clock: 510 GMAC/s of int8, and 380 with the float work above.
+ * This loop reaches 368 (97%; scales for 16 columns: 310), whole matrices 290 to 310: the rest goes into unpacking for 256
+ * tokens, rounding activations and writing results. Float weights: 126 of 128 in the loop, 110 whole.
  */
 #include "cpu/kernels/linear.h"
 
@@ -71,16 +74,16 @@ VEC_INLINE void multiply_floats(kvq_linear_kind kind, int shift, const void *con
     }
 }
 
-/* All tokens, N_TOKENS at a time, then the rest by halves; the compiler makes a loop nest for each constant number. */
+/* All tokens, as many at a time as possible; the compiler makes a loop nest for each constant number. */
+#define AT_A_TIME(n, body, kind)                                                                                           \
+    for (; n_tokens >= (n); n_tokens -= (n), x += (n) * x_bytes, acc += (n) * 2 * VF)                                      \
+        body(kind, shift, tiles, n_columns, x, x_bytes, n, acc);
 #define MULTIPLY(name, body, kind)                                                                                         \
     static void name(int shift, const void *const tiles[2], uint32_t n_columns, const uint8_t *x, size_t x_bytes,          \
                      uint32_t n_tokens, float *acc) {                                                                      \
-        for (; n_tokens >= N_TOKENS; n_tokens -= N_TOKENS, x += N_TOKENS * x_bytes, acc += N_TOKENS * 2 * VF)              \
-            body(kind, shift, tiles, n_columns, x, x_bytes, N_TOKENS, acc);                                                \
-        for (; n_tokens >= 2; n_tokens -= 2, x += 2 * x_bytes, acc += 2 * 2 * VF)                                          \
-            body(kind, shift, tiles, n_columns, x, x_bytes, 2, acc);                                                       \
-        if (n_tokens)                                                                                                      \
-            body(kind, shift, tiles, n_columns, x, x_bytes, 1, acc);                                                       \
+        AT_A_TIME(N_TOKENS, body, kind)                                                                                    \
+        AT_A_TIME(2, body, kind)                                                                                           \
+        AT_A_TIME(1, body, kind)                                                                                           \
     }
 
 MULTIPLY(multiply_float, multiply_floats, KVQ_LINEAR_FLOAT)
@@ -117,14 +120,13 @@ static void store(const float *acc, size_t acc_stride, uint32_t n_tokens, uint32
     }
 }
 
-#define TYPES(X)                                                                                                           \
-    X(0, f32)                                                                                                              \
-    X(1, f16)                                                                                                              \
-    X(2, q4_0)                                                                                                             \
-    X(3, q4_1)                                                                                                             \
-    X(6, q5_0) X(7, q5_1) X(8, q8_0) X(10, q2_k) X(11, q3_k) X(12, q4_k) X(13, q5_k) X(14, q6_k) X(16, iq2_xxs)            \
-        X(17, iq2_xs) X(18, iq3_xxs) X(19, iq1_s) X(20, iq4_nl) X(21, iq3_s) X(22, iq2_s) X(23, iq4_xs) X(29, iq1_m)       \
-            X(30, bf16) X(34, tq1_0) X(35, tq2_0) X(39, mxfp4) X(40, nvfp4)
+/* clang-format off */
+#define TYPES(X) \
+    X(0, f32) X(1, f16) X(30, bf16) \
+    X(2, q4_0) X(3, q4_1) X(6, q5_0) X(7, q5_1) X(8, q8_0) X(20, iq4_nl) X(39, mxfp4) X(40, nvfp4) \
+    X(10, q2_k) X(11, q3_k) X(12, q4_k) X(13, q5_k) X(14, q6_k) X(23, iq4_xs) X(34, tq1_0) X(35, tq2_0) \
+    X(16, iq2_xxs) X(17, iq2_xs) X(22, iq2_s) X(18, iq3_xxs) X(21, iq3_s) X(19, iq1_s) X(29, iq1_m)
+/* clang-format on */
 #define DECLARE(id, name) extern const kvq_linear_type KVQ_NAME(kvq_linear_##name);
 #define ENTRY(id, name)   [id] = &KVQ_NAME(kvq_linear_##name),
 

@@ -1,7 +1,8 @@
 /*
- * Float weights times float activations: F32, F16, BF16, each converted to float in registers. Columns k = 0, 1, 2, 3 (mod
- * 4) have sums of their own, which decode runs side by side and prefill one after the other, and every 256 columns are
- * summed apart: the order of additions is the same in both, and rounding errors stay small.
+ * Float weights times float activations: F32, F16, BF16, each converted to float in registers. Columns 0, 1, 2, 3 (mod 4)
+ * have sums of their own, which decode runs side by side and prefill one after the other, and every
+ * KVQ_LINEAR_FLOAT_COLUMNS columns are summed apart: the order of additions is the same in both, and rounding errors stay
+ * small.
  */
 #include "cpu/kernels/linear.h"
 
@@ -40,23 +41,27 @@ VEC_INLINE void load_bf16(const uint8_t *w, size_t row_bytes, vf32 *to) {
             to[k] = vf_load(column);                                                                                       \
         }                                                                                                                  \
     }                                                                                                                      \
-    static void unpack_##name(const uint8_t *w, size_t row_bytes, uint32_t n_columns, void *tile) {                        \
+    static void unpack_##name(const uint8_t *w, size_t row_bytes, uint32_t n_columns, const uint8_t *ahead, void *tile) {  \
         vf32 *to = tile;                                                                                                   \
+        stream s = stream_from(ahead);                                                                                     \
         uint32_t k = 0;                                                                                                    \
-        for (; k + N_##name <= n_columns; k += N_##name)                                                                   \
+        for (; k + N_##name <= n_columns; k += N_##name) {                                                                 \
             load_##name(w + (size_t)k * (n_bytes), row_bytes, to + k);                                                     \
+            prefetch(&s, VF * 16);                                                                                         \
+        }                                                                                                                  \
         rest_##name(w + (size_t)k * (n_bytes), row_bytes, n_columns - k, to + k);                                          \
     }                                                                                                                      \
-    static void dot_##name(const uint8_t *w, size_t row_bytes, uint32_t n_in, const void *x, float *y) {                   \
+    static void dot_##name(const uint8_t *w, size_t row_bytes, uint32_t n_in, const uint8_t *ahead, const void *x,         \
+                           float *y) {                                                                                     \
         vf32 sum = vf_zero();                                                                                              \
-        stream ahead = stream_from(w + VF * row_bytes);                                                                    \
+        stream s = stream_from(ahead);                                                                                     \
         const float *a = x;                                                                                                \
         for (uint32_t k = 0; k < n_in;) {                                                                                  \
             uint32_t end = n_in - k < KVQ_LINEAR_FLOAT_COLUMNS ? n_in : k + KVQ_LINEAR_FLOAT_COLUMNS;                      \
             vf32 part[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()}, column[N_##name];                                 \
             for (; k + N_##name <= end; k += N_##name) {                                                                   \
                 load_##name(w + (size_t)k * (n_bytes), row_bytes, column);                                                 \
-                prefetch(&ahead, VF * 16);                                                                                 \
+                prefetch(&s, VF * 16);                                                                                     \
                 UNROLL for (int i = 0; i < N_##name; i++) part[i % 4] = vf_fma(column[i], vf_set1(a[k + i]), part[i % 4]); \
             }                                                                                                              \
             rest_##name(w + (size_t)k * (n_bytes), row_bytes, end - k, column);                                            \
