@@ -56,7 +56,7 @@ template <int NT> __device__ void prepare_columns(const attend_args &a, const at
         const float *row = x + (8 * nt + l / 4) * LD + 16 * j + l % 4 * 2;
         cols->q[j][nt][l] = make_uint2(pack_halfs(row[0], row[1]), pack_halfs(row[8], row[9]));
     }
-    for (int i = threadIdx.x; i < (HD + 31) / 32 * N_COLS; i += blockDim.x) {
+    for (int i = threadIdx.x; u.coded && a.k.offset > 0 && i < (HD + 31) / 32 * N_COLS; i += blockDim.x) {
         int g = i / N_COLS, col = i % N_COLS;
         float sum = 0.0f;
         for (int d = 32 * g; d < 32 * g + 32 && d < HD; d++)
@@ -67,6 +67,11 @@ template <int NT> __device__ void prepare_columns(const attend_args &a, const at
 }
 
 /* ---- one step of a warp: NB blocks of 16 tokens ---- */
+
+/* cap * tanh(x / cap) */
+__device__ __forceinline__ float capped(float x, float cap) {
+    return cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(__fdividef(2.0f * LOG2E * x, cap)));
+}
 
 /* Cap, then mask what a column does not see. pos: of the first token of the step */
 template <int NT, int NB> __device__ __forceinline__ void cap_and_mask(const unit_state<NT> &w, int pos, float (&s)[NB][NT][4]) {
@@ -87,7 +92,7 @@ template <int NT, int NB> __device__ __forceinline__ void cap_and_mask(const uni
             for (int nt = 0; nt < NT; nt++)
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    s[b][nt][i] = a.softcap * LOG2E * tanhf(s[b][nt][i] / (a.softcap * LOG2E));
+                    s[b][nt][i] = capped(s[b][nt][i], a.softcap * LOG2E);
     int first_query = w.u.pos + w.u.first_col / w.head_group;
     int last_query = w.u.pos + (w.u.first_col + w.u.n_cols - 1) / w.head_group;
     bool all_seen = pos + 16 * NB - 1 <= first_query && (a.window == 0 || pos > last_query - (int)a.window);
@@ -198,57 +203,55 @@ __device__ __forceinline__ void copy_bytes(uint8_t *to, const uint8_t *from, int
         copy16_async(to + i, from + i);
 }
 
-/* Tiles warp, warp + 4, ... of the unit in steps of 16 NB tokens. */
+/* Steps of 16 NB tokens: this warp takes every fourth of the unit's. */
 template <int NT, int NB> __device__ __forceinline__ void walk(const unit_state<NT> &w, const tile_side &k, const tile_side &v,
                                                                output_block<HD, NT> &out) {
     constexpr int STEPS = 4 / NB; /* per tile */
     const attend_args &a = *w.a;
     const uint8_t *pool = w.u.coded ? a.coded : a.raw;
     const uint32_t k_bytes = w.u.coded ? a.k_tile_bytes : TILE_TOKENS * HD * 2, v_bytes = w.u.coded ? a.v_tile_bytes : k_bytes;
-    const int k_at = 0, k_meta_at = k.chunk_bytes, v_at = k_meta_at + k.meta_bytes, v_meta_at = v_at + v.chunk_bytes;
-    const int stage_bytes = v_meta_at + v.meta_bytes, n_stages = min((int)(a.ring_bytes / stage_bytes), 4);
-    const int n_steps = ((int)w.u.n_tiles - w.warp + N_WARPS - 1) / N_WARPS * STEPS;
-    uint32_t pages = 0; /* one lane each, of the next 32 tiles of this warp */
+    const int k_meta_at = k.chunk_bytes, v_at = k_meta_at + k.meta_bytes, v_meta_at = v_at + v.chunk_bytes;
+    const int stage_bytes = v_meta_at + v.meta_bytes;
+    const int n_steps = ((int)w.u.n_tiles * STEPS - w.warp + N_WARPS - 1) / N_WARPS;
+    const uint8_t *head = pool + (size_t)w.u.head * (k_bytes + v_bytes);
+    const size_t page_bytes = (size_t)a.n_head_kv * (k_bytes + v_bytes);
+    const uint32_t *table = a.tables + w.u.table + w.u.first_tile;
+    uint32_t pages = 0; /* one lane each, of the next 32 steps */
 
-    auto fetch = [&](int step) {
-        int nth = step / STEPS, b0 = step % STEPS * NB;
-        if (nth % 32 == 0 && step % STEPS == 0) {
-            int tile = (nth + w.lane) * N_WARPS + w.warp;
-            pages = tile < (int)w.u.n_tiles ? a.tables[w.u.table + w.u.first_tile + tile] : 0;
+    auto fetch = [&](int step, uint8_t *stage) {
+        int nth = step * N_WARPS + w.warp, b0 = nth % STEPS * NB;
+        if (step % 32 == 0) {
+            int tile = (nth + w.lane * N_WARPS) / STEPS;
+            pages = tile < (int)w.u.n_tiles ? __ldg(table + tile) : 0;
         }
-        uint32_t page = __shfl_sync(~0u, pages, nth % 32) & 0x7fffffffu;
-        const uint8_t *tile_k = pool + ((size_t)page * a.n_head_kv + w.u.head) * (k_bytes + v_bytes), *tile_v = tile_k + k_bytes;
-        uint8_t *stage = w.ring + step % n_stages * stage_bytes;
-        copy_bytes(stage + k_at, tile_k + b0 * 16 / k.chunk_tokens * k.chunk_bytes, k.chunk_bytes, w.lane);
+        uint32_t page = __shfl_sync(~0u, pages, step % 32) & 0x7fffffffu;
+        const uint8_t *tile_k = head + page * page_bytes, *tile_v = tile_k + k_bytes;
+        copy_bytes(stage, tile_k + (k.chunk_tokens == 64 ? 0 : b0 * 16 / k.chunk_tokens * k.chunk_bytes), k.chunk_bytes, w.lane);
+        copy_bytes(stage + v_at, tile_v + (v.chunk_tokens == 64 ? 0 : b0 * 16 / v.chunk_tokens * v.chunk_bytes), v.chunk_bytes, w.lane);
+        if (NB == 1 && !w.u.coded)
+            return;
         copy_bytes(stage + k_meta_at, tile_k + TILE_TOKENS / k.chunk_tokens * k.chunk_bytes, k.meta_bytes, w.lane);
-        copy_bytes(stage + v_at, tile_v + b0 * 16 / v.chunk_tokens * v.chunk_bytes, v.chunk_bytes, w.lane);
         copy_bytes(stage + v_meta_at, tile_v + TILE_TOKENS / v.chunk_tokens * v.chunk_bytes, v.meta_bytes, w.lane);
     };
 
-    for (int i = 0; i < n_stages - 1; i++) {
-        if (i < n_steps)
-            fetch(i);
-        commit_async();
-    }
+    uint8_t *stages[2] = {w.ring, w.ring + stage_bytes};
+    if (n_steps > 0)
+        fetch(0, stages[0]);
+    commit_async();
     for (int step = 0; step < n_steps; step++) {
         __syncwarp(); /* the stage fetched next was read in the step before */
-        if (step + n_stages - 1 < n_steps)
-            fetch(step + n_stages - 1);
+        if (step + 1 < n_steps)
+            fetch(step + 1, stages[1]);
         commit_async();
-        if (n_stages == 2)
-            wait_async<1>();
-        else if (n_stages == 3)
-            wait_async<2>();
-        else
-            wait_async<3>();
+        wait_async<1>();
         __syncwarp();
 
-        const uint8_t *stage = w.ring + step % n_stages * stage_bytes;
-        int b0 = step % STEPS * NB;
-        int pos = ((w.u.first_tile + step / STEPS * N_WARPS + w.warp) * 4 + b0) * 16;
+        const uint8_t *stage = stages[0];
+        int nth = step * N_WARPS + w.warp, b0 = nth % STEPS * NB;
+        int pos = ((w.u.first_tile + nth / STEPS) * 4 + b0) * 16;
         float s[NB][NT][4];
         uint32_t p[NB][NT][2];
-        score<NT, NB>(w, k.path, stage + k_at, stage + k_meta_at, b0, s);
+        score<NT, NB>(w, k.path, stage, stage + k_meta_at, b0, s);
         cap_and_mask<NT, NB>(w, pos, s);
         softmax<HD, NT, NB>(s, out, p);
         uint2 keep = make_uint2(~0u, ~0u);
@@ -258,6 +261,9 @@ template <int NT, int NB> __device__ __forceinline__ void walk(const unit_state<
             keep.y = (token + 8 < end ? 0xffffu : 0) | (token + 9 < end ? 0xffff0000u : 0);
         }
         mix<NT, NB>(w, v.path, stage + v_at, stage + v_meta_at, b0, keep, p, out);
+        uint8_t *next = stages[1];
+        stages[1] = stages[0];
+        stages[0] = next;
     }
     wait_async<0>();
 }
@@ -338,17 +344,16 @@ __device__ __forceinline__ void write_output(const attend_args &a, const attend_
     a.o[((size_t)(u.row + c / head_group) * a.n_head + head) * HD + d] = o / sum;
 }
 
-/* The last block of an output to arrive merges the units. partial: (unit, N_COLS, HD + 2), max and sum last */
+/* The last block of an output to arrive merges the units. */
 template <int NT> __device__ void merge_units(const attend_args &a, const attend_unit &u, uint32_t unit, int head_group, const float *o,
                                               const float *max_sum, bool *is_last) {
-    constexpr int N_COLS = 8 * NT, ROW = HD + 2;
-    float *mine = a.partial + (size_t)unit * N_COLS * ROW;
-    for (int i = threadIdx.x; i < (int)u.n_cols * HD; i += blockDim.x)
-        __stcg(&mine[i / HD * ROW + i % HD], o[i / HD * LD + i % HD]);
-    if (threadIdx.x < u.n_cols) {
-        __stcg(&mine[threadIdx.x * ROW + HD], max_sum[threadIdx.x]);
-        __stcg(&mine[threadIdx.x * ROW + HD + 1], max_sum[N_COLS + threadIdx.x]);
-    }
+    constexpr int N_COLS = 8 * NT;
+    float4 *mine = reinterpret_cast<float4 *>(a.partial + (size_t)unit * N_COLS * HD);
+    float2 *mine_max = reinterpret_cast<float2 *>(a.partial_max) + (size_t)unit * N_COLS;
+    for (int i = threadIdx.x; i < (int)u.n_cols * (HD / 4); i += blockDim.x)
+        __stcg(&mine[i], *reinterpret_cast<const float4 *>(&o[i / (HD / 4) * LD + i % (HD / 4) * 4]));
+    if (threadIdx.x < u.n_cols)
+        __stcg(&mine_max[threadIdx.x], make_float2(max_sum[threadIdx.x], max_sum[N_COLS + threadIdx.x]));
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0)
@@ -359,21 +364,31 @@ template <int NT> __device__ void merge_units(const attend_args &a, const attend
     __threadfence();
     if (threadIdx.x == 0)
         a.arrived[u.output] = 0;
-    const float *all = a.partial + (size_t)u.first_unit * N_COLS * ROW;
-    for (int i = threadIdx.x; i < (int)u.n_cols * HD; i += blockDim.x) {
-        int col = i / HD, d = i % HD;
-        const float *row = all + col * ROW;
-        float max = NO_MAX, sum = 0.0f, value = 0.0f;
+    const float4 *all = reinterpret_cast<const float4 *>(a.partial + (size_t)u.first_unit * N_COLS * HD);
+    const float2 *all_max = reinterpret_cast<const float2 *>(a.partial_max) + (size_t)u.first_unit * N_COLS;
+    for (int i = threadIdx.x; i < (int)u.n_cols * (HD / 4); i += blockDim.x) {
+        int col = i / (HD / 4);
+        float max = NO_MAX, sum = 0.0f;
+        float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
         for (uint32_t n = 0; n < u.n_units; n++)
-            max = fmaxf(max, __ldcg(&row[(size_t)n * N_COLS * ROW + HD]));
+            max = fmaxf(max, __ldcg(&all_max[(size_t)n * N_COLS + col]).x);
 #pragma unroll 8
         for (uint32_t n = 0; n < u.n_units; n++) {
-            const float *part = row + (size_t)n * N_COLS * ROW;
-            float factor = exp2_fast(__ldcg(&part[HD]) - max);
-            sum += factor * __ldcg(&part[HD + 1]);
-            value += factor * __ldcg(&part[d]);
+            float4 part = __ldcg(&all[(size_t)n * N_COLS * (HD / 4) + i]);
+            float2 part_max = __ldcg(&all_max[(size_t)n * N_COLS + col]);
+            float factor = exp2_fast(part_max.x - max);
+            sum += factor * part_max.y;
+            value.x += factor * part.x;
+            value.y += factor * part.y;
+            value.z += factor * part.z;
+            value.w += factor * part.w;
         }
-        write_output(a, u, head_group, col, d, value, max, sum);
+        int d = i % (HD / 4) * 4;
+        write_output(a, u, head_group, col, d, value.x, max, sum);
+        write_output(a, u, head_group, col, d + 1, value.y, max, sum);
+        write_output(a, u, head_group, col, d + 2, value.z, max, sum);
+        write_output(a, u, head_group, col, d + 3, value.w, max, sum);
     }
 }
 
@@ -429,14 +444,15 @@ template <int NT> __device__ void run_unit(const attend_args &a, uint32_t unit, 
 template <int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT == 1 && HD <= 128 ? 3 : HD * NT <= 256 ? 2 : 1)
     attend_kernel(const __grid_constant__ attend_args a) {
     extern __shared__ __align__(128) uint8_t memory[];
+    let_next_start();
+    wait_for_previous();
     for (uint32_t unit = blockIdx.x; unit < *a.n_units; unit += gridDim.x)
         run_unit<NT>(a, unit, memory);
 }
 
-template <int NT> cudaError_t launch(const attend_args *args, uint32_t n_blocks, cudaStream_t stream) {
+template <int NT> cudaError_t launch_for(const attend_args *args, uint32_t n_blocks, cudaStream_t stream) {
     size_t shared = (sizeof(column_block<HD, NT>) + 127) / 128 * 128 + N_WARPS * (size_t)args->ring_bytes;
-    attend_kernel<NT><<<n_blocks, 32 * N_WARPS, shared, stream>>>(*args);
-    return cudaGetLastError();
+    return launch(attend_kernel<NT>, dim3(n_blocks), 32 * N_WARPS, shared, stream, *args);
 }
 
 template <int NT> int blocks_per_sm(uint32_t ring_bytes) {
@@ -460,7 +476,7 @@ extern "C" int NAME1(kvq_cuda_attend_blocks, KVQ_HEAD_DIM)(int n_tiles, uint32_t
 
 extern "C" cudaError_t NAME1(kvq_cuda_attend_launch, KVQ_HEAD_DIM)(int n_tiles, const attend_args *args, uint32_t n_blocks,
                                                                    cudaStream_t stream) {
-    return n_tiles == 1 ? launch<1>(args, n_blocks, stream) : launch<2>(args, n_blocks, stream);
+    return n_tiles == 1 ? launch_for<1>(args, n_blocks, stream) : launch_for<2>(args, n_blocks, stream);
 }
 
 extern "C" cudaError_t NAME1(kvq_cuda_attend_attributes, KVQ_HEAD_DIM)(cudaFuncAttributes *out) {

@@ -133,36 +133,29 @@ __device__ __forceinline__ void score_channel(const uint8_t *codes, const uint8_
         for (int i = 0; i < 4; i++)
             zero[nt][i] = 0.0f;
 #pragma unroll
-    for (int j = 0; j < N_J; j++) { /* rows 0-7 of A: zeros of the first group, rows 8-15: of the second */
-        uint2 low = scales[((g0 * 2 + 1) * N_J + j) * 4], high = NG == 2 ? scales[(3 * N_J + j) * 4] : low;
-#pragma unroll
-        for (int nt = 0; nt < NT; nt++) {
-            uint2 q = cols->q[j][nt][lane];
-            mma(zero[nt], low.x, high.x, low.y, high.y, q.x, q.y);
-        }
-    }
-#pragma unroll
     for (int b = 0; b < NB; b++)
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                s[b][nt][i] = zero[nt][(i & 1) + (NG == 2 && b >= 2 ? 2 : 0)] * (1.0f / (1 << 24)) *
-                              (float)(1 << k_shift<BITS>(b));
+                s[b][nt][i] = 0.0f;
 #pragma unroll
     for (int j = 0; j < N_J; j++) {
         uint32_t w[W], a[4][NB];
         load_words<BITS>(codes, j, N_J, b0, lane, w);
         unpack<BITS, NB, false>(w, b0, a);
         uint2 q[NG][NT];
+        /* rows 0-7 of A: zeros of the first group, rows 8-15: of the second */
+        uint2 low = scales[((g0 * 2 + 1) * N_J + j) * 4], high = NG == 2 ? scales[(3 * N_J + j) * 4] : low;
 #pragma unroll
-        for (int g = 0; g < NG; g++) {
-            uint2 scale = scales[((g0 + g) * 2 * N_J + j) * 4];
+        for (int nt = 0; nt < NT; nt++) {
+            uint2 plain = cols->q[j][nt][lane];
+            mma(zero[nt], low.x, high.x, low.y, high.y, plain.x, plain.y);
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                q[g][nt] = cols->q[j][nt][lane];
-                q[g][nt].x = mul_halfs(q[g][nt].x, scale.x);
-                q[g][nt].y = mul_halfs(q[g][nt].y, scale.y);
+            for (int g = 0; g < NG; g++) {
+                uint2 scale = scales[((g0 + g) * 2 * N_J + j) * 4];
+                q[g][nt].x = mul_halfs(plain.x, scale.x);
+                q[g][nt].y = mul_halfs(plain.y, scale.y);
             }
         }
 #pragma unroll
@@ -182,7 +175,10 @@ __device__ __forceinline__ void score_channel(const uint8_t *codes, const uint8_
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                s[b][nt][i] *= factor * (i < 2 ? scale.x : scale.y);
+            {
+                float dot = s[b][nt][i] * factor + zero[nt][(i & 1) + (NG == 2 && b >= 2 ? 2 : 0)];
+                s[b][nt][i] = TOKEN ? dot * (i < 2 ? scale.x : scale.y) : dot;
+            }
     }
 }
 
@@ -300,34 +296,37 @@ __device__ __forceinline__ void mix_token(const uint8_t *codes, const uint8_t *m
                 ps[b][nt][1] = mul_halfs(p[b][nt][1], scale.y);
             }
         }
+        constexpr float FACTOR = (float)(1 << 24) / (float)(1 << v_shift<BITS>());
+        constexpr int PAIR = J_PER_G % 2 == 0 ? 2 : 1; /* channel blocks whose products are in flight together */
 #pragma unroll
-        for (int j = g * J_PER_G; j < (g + 1) * J_PER_G && j < N_J; j++) {
-            uint32_t w[W], a[4][NB];
-            load_words<BITS>(codes, j, N_J, b0, lane, w);
-            unpack<BITS, NB, true>(w, b0, a);
-            constexpr float FACTOR = (float)(1 << 24) / (float)(1 << v_shift<BITS>());
-            if constexpr (CHANNEL) {
-                float2 scale = __half22float2(channel[j * 8]);
+        for (int j0 = g * J_PER_G; j0 < (g + 1) * J_PER_G && j0 < N_J; j0 += PAIR) {
+            uint32_t w[PAIR][W], a[PAIR][4][NB];
 #pragma unroll
-                for (int nt = 0; nt < NT; nt++) {
-                    float c[4];
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        c[i] = tile_zero[nt][i] / FACTOR;
-#pragma unroll
-                    for (int b = 0; b < NB; b++)
-                        mma(c, a[0][b], a[1][b], a[2][b], a[3][b], ps[b][nt][0], ps[b][nt][1]);
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        out.o[j][nt][i] += c[i] * (i < 2 ? scale.x : scale.y);
-                }
-            } else {
-#pragma unroll
-                for (int b = 0; b < NB; b++)
-#pragma unroll
-                    for (int nt = 0; nt < NT; nt++)
-                        mma(out.o[j][nt], a[0][b], a[1][b], a[2][b], a[3][b], ps[b][nt][0], ps[b][nt][1]);
+            for (int i = 0; i < PAIR && j0 + i < N_J; i++) {
+                load_words<BITS>(codes, j0 + i, N_J, b0, lane, w[i]);
+                unpack<BITS, NB, true>(w[i], b0, a[i]);
             }
+            float c[PAIR][NT][4];
+            if constexpr (CHANNEL)
+#pragma unroll
+                for (int i = 0; i < PAIR * NT * 4; i++)
+                    c[i / (NT * 4)][i / 4 % NT][i % 4] = tile_zero[i / 4 % NT][i % 4] / FACTOR;
+#pragma unroll
+            for (int b = 0; b < NB; b++)
+#pragma unroll
+                for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                    for (int i = 0; i < PAIR && j0 + i < N_J; i++)
+                        mma(CHANNEL ? c[i][nt] : out.o[j0 + i][nt], a[i][0][b], a[i][1][b], a[i][2][b], a[i][3][b], ps[b][nt][0],
+                            ps[b][nt][1]);
+            if constexpr (CHANNEL)
+#pragma unroll
+                for (int i = 0; i < PAIR && j0 + i < N_J; i++) {
+                    float2 scale = __half22float2(channel[(j0 + i) * 8]);
+#pragma unroll
+                    for (int e = 0; e < NT * 4; e++)
+                        out.o[j0 + i][e / 4][e % 4] += c[i][e / 4][e % 4] * (e % 4 < 2 ? scale.x : scale.y);
+                }
         }
     }
 }

@@ -25,7 +25,7 @@ struct variant {
     uint32_t *n_units;    /* device */
     attend_unit *host_units;
     uint32_t *host_n_units;
-    float *partial;
+    float *partial, *partial_max;
     uint32_t *arrived;
 };
 
@@ -69,7 +69,7 @@ struct cuda_backend {
     } ropes[MAX_ROPES];
     uint32_t n_ropes;
     uint4 *fragments;
-    float *x_scale;
+    float *x_scale, *x_sums;
     uint8_t *staging;
     variant variants[MAX_VARIANTS];
     uint32_t n_variants, variants_used;
@@ -176,8 +176,8 @@ matrix_sizes sizes_of(uint32_t kind, size_t n_blocks, size_t n_steps) {
     matrix_sizes s;
     s.codes = n_blocks * n_steps * step_code_bytes(kind);
     s.high = n_blocks * n_steps * step_high_bytes(kind);
-    s.scales = n_blocks * n_steps * ROWS * 4 * step_scale_words(kind);
-    s.super = has_super(kind) ? n_blocks * ((n_steps + 3) / 4) * ROWS * 4 : 0;
+    s.scales = n_blocks * n_quads((uint32_t)n_steps) * QUAD * ROWS * 4 * step_scale_words(kind);
+    s.super = has_super(kind) ? n_blocks * n_quads((uint32_t)n_steps) * ROWS * 4 : 0;
     return s;
 }
 
@@ -450,6 +450,22 @@ void op_norm(kvq_backend *be, const float *x, const kvq_weight *w, float eps, ui
     c->norm = {x, y, w, eps, n_rows};
 }
 
+/* One launch for each run of matrices of one kind. */
+void launch_linears(const linear_args &args, cudaStream_t stream) {
+    for (uint32_t first = 0, n; first < args.n; first += n) {
+        linear_args part = args;
+        for (n = 1; first + n < args.n && args.w[first + n].kind == args.w[first].kind; n++)
+            ;
+        for (uint32_t i = 0; i < n; i++) {
+            part.w[i] = args.w[first + i];
+            part.bias[i] = args.bias[first + i];
+            part.y[i] = args.y[first + i];
+        }
+        part.n = n;
+        launch_linear(part, stream);
+    }
+}
+
 /* y[i] of args from x (n_rows, n_in), 64 rows at a time. */
 void run_linear(cuda_backend *c, const float *x, uint32_t n_rows, uint32_t n_in, linear_args args) {
     const float *source = x, *norm = NULL;
@@ -466,11 +482,12 @@ void run_linear(cuda_backend *c, const float *x, uint32_t n_rows, uint32_t n_in,
         args.n_rows = n_rows - first < LINEAR_MAX_ROWS ? n_rows - first : LINEAR_MAX_ROWS;
         args.x = c->fragments;
         args.x_scale = c->x_scale;
+        args.x_sums = c->x_sums;
         for (uint32_t i = 0; i < args.n && (i == 0 || !args.gated); i++)
             args.y[i] = y[i] + (size_t)first * args.w[i].n_out;
         launch_fragments(source + (size_t)first * n_in, norm, eps, n_in, args.n_rows, linear_tiles(args.n_rows), c->fragments,
-                         c->x_scale, c->stream);
-        launch_linear(args, c->stream);
+                         c->x_scale, c->x_sums, c->stream);
+        launch_linears(args, c->stream);
     }
 }
 
@@ -502,6 +519,8 @@ void op_gated(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight
     args.w[0] = matrix_of(gate);
     args.w[1] = matrix_of(up);
     args.y[0] = y;
+    if (args.w[0].kind != args.w[1].kind)
+        c->refusal = "feed-forward: gate and up of different weight types";
     run_linear(c, x, n_rows, gate->n_in, args);
 }
 
@@ -572,12 +591,13 @@ variant *variant_of(cuda_backend *c, const plan_shape &shape) {
     if (c->n_variants == MAX_VARIANTS)
         return NULL;
     variant *v = &c->variants[c->n_variants];
-    size_t columns = (size_t)c->limits.max_head_dim + 2;
+    size_t n_rows = (size_t)c->max_units * shape.n_cols;
     note(c, cudaMalloc(&v->units, c->max_units * sizeof(attend_unit)));
     note(c, cudaMalloc(&v->n_units, sizeof(uint32_t)));
     note(c, cudaMallocHost(&v->host_units, c->max_units * sizeof(attend_unit)));
     note(c, cudaMallocHost(&v->host_n_units, sizeof(uint32_t)));
-    note(c, cudaMalloc(&v->partial, c->max_units * shape.n_cols * columns * sizeof(float)));
+    note(c, cudaMalloc(&v->partial, n_rows * c->limits.max_head_dim * sizeof(float)));
+    note(c, cudaMalloc(&v->partial_max, n_rows * 2 * sizeof(float)));
     note(c, cudaMalloc(&v->arrived, c->max_units * sizeof(uint32_t)));
     note(c, cudaMemset(v->arrived, 0, c->max_units * sizeof(uint32_t)));
     v->shape = shape;
@@ -629,6 +649,7 @@ void op_attend(kvq_backend *be, const kvq_attention *t) {
     a.raw = (const uint8_t *)kv->raw;
     a.coded = kv->coded;
     a.partial = v->partial;
+    a.partial_max = v->partial_max;
     a.arrived = v->arrived;
     a.k_tile_bytes = (uint32_t)kv->k_tile_bytes;
     a.v_tile_bytes = (uint32_t)kv->v_tile_bytes;
@@ -677,6 +698,7 @@ void op_destroy(kvq_backend *be) {
         cudaFreeHost(v->host_units);
         cudaFreeHost(v->host_n_units);
         cudaFree(v->partial);
+        cudaFree(v->partial_max);
         cudaFree(v->arrived);
     }
     cudaFreeHost(c->host.tokens);
@@ -684,6 +706,7 @@ void op_destroy(kvq_backend *be) {
     cudaFree(c->ropes[0].device);
     cudaFree(c->fragments);
     cudaFree(c->x_scale);
+    cudaFree(c->x_sums);
     cudaFree(c->staging);
     if (c->stream != NULL)
         cudaStreamDestroy(c->stream);
@@ -741,7 +764,7 @@ size_t lay_out(const cuda_backend *c, uint8_t *memory, step_arrays *a) {
 }
 
 struct scratch_sizes {
-    size_t arrays, fragments, x_scale, ropes;
+    size_t arrays, fragments, x_scale, x_sums, ropes;
 };
 
 /* Fills in what follows from the limits, and the sizes. */
@@ -749,14 +772,15 @@ scratch_sizes size_scratch(cuda_backend *c) {
     const kvq_backend_limits *l = &c->limits;
     size_t n_steps = (l->max_n_in + STEP - 1) / STEP;
     scratch_sizes s;
-    c->max_jobs = 2 * (l->n_batch / KVQ_TILE + 1 + l->n_seq);
+    c->max_jobs = KVQ_MAX_GROUPS * (l->n_batch / KVQ_TILE + 1 + l->n_seq);
     c->max_units = plan_max_units(l, MAX_BLOCKS);
     c->max_encodes = 1024;
     s.arrays = lay_out(c, NULL, &c->device);
     s.fragments = n_steps * (LINEAR_MAX_ROWS / 8) * 1024;
     s.x_scale = LINEAR_MAX_ROWS * sizeof(float);
+    s.x_sums = n_steps * 4 * LINEAR_MAX_ROWS * sizeof(float);
     s.ropes = MAX_ROPES * KVQ_MAX_HEAD_DIM * sizeof(float);
-    c->n_scratch_bytes = s.arrays + s.fragments + s.x_scale + s.ropes + STAGING_BYTES + variant_bytes(c, 16);
+    c->n_scratch_bytes = s.arrays + s.fragments + s.x_scale + s.x_sums + s.ropes + STAGING_BYTES + variant_bytes(c, 16);
     return s;
 }
 
@@ -773,6 +797,7 @@ pykvq_status prepare(cuda_backend *c) {
     lay_out(c, (uint8_t *)memory, &c->host);
     KVQ_TRY(take(c, s.fragments, "activation fragments", (void **)&c->fragments));
     KVQ_TRY(take(c, s.x_scale, "activation scales", (void **)&c->x_scale));
+    KVQ_TRY(take(c, s.x_sums, "activation sums", (void **)&c->x_sums));
     KVQ_TRY(take(c, STAGING_BYTES, "weight staging", (void **)&c->staging));
     KVQ_TRY(take(c, s.ropes, "RoPE frequencies", &memory));
     for (uint32_t i = 0; i < MAX_ROPES; i++)

@@ -2,7 +2,7 @@
  * Checks and times the CUDA backend on a machine with a GPU; built as kvq_cuda_check beside the library.
  *
  *   kvq_cuda_check kv                    encoded bytes against the codecs, attention against float64 over the decoded tiles
- *   kvq_cuda_check attend                time per layer of decode attention, every KV type
+ *   kvq_cuda_check attend [KV]           time per layer of decode attention, every KV type
  *   kvq_cuda_check model FILE KV N_SEQ DEPTH...   tokens per second of decode steps at these depths
  *
  * Exit status 0 if nothing failed; 77 if there is no GPU.
@@ -95,15 +95,15 @@ static void store(fixture *f, uint32_t first, uint32_t n) {
     free(positions);
 }
 
-static void encode(kvq_backend *be, const kvq_kv_layer *layers, uint32_t n_layers, const kvq_encode_job *jobs, uint32_t n_jobs) {
+static void encode(kvq_backend *be, const kvq_kv_layer *layers, uint32_t n_layers, const kvq_encode_job *jobs, uint32_t n_jobs, uint32_t n_most) {
     kvq_page none[1] = {0};
     int32_t zero = 0;
-    for (uint32_t first = 0; first < n_jobs; first += 8) {
+    for (uint32_t first = 0; first < n_jobs; first += n_most) {
         kvq_span span = {.n_tokens = 1, .pages = {none}};
         kvq_batch batch = {.n_tokens = 1, .n_spans = 1, .tokens = &zero, .positions = &zero, .spans = &span};
         TRY(be->ops->step_begin(be, &batch));
         for (uint32_t i = 0; i < n_layers; i++)
-            be->ops->encode(be, &layers[i], jobs + first, n_jobs - first < 8 ? n_jobs - first : 8);
+            be->ops->encode(be, &layers[i], jobs + first, n_jobs - first < n_most ? n_jobs - first : n_most);
         TRY(be->ops->step_end(be, true));
     }
 }
@@ -232,7 +232,7 @@ static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, 
     kvq_encode_job *jobs = malloc((n_coded + 1) * sizeof *jobs);
     for (uint32_t i = 0; i < n_coded; i++)
         jobs[i] = (kvq_encode_job){.raw = f.pages[sink + i], .coded = i | KVQ_PAGE_CODED, .tile = sink + i};
-    encode(be, &f.kv, 1, jobs, n_coded);
+    encode(be, &f.kv, 1, jobs, n_coded, 4);
     for (uint32_t i = 0; i < n_coded; i++)
         f.pages[sink + i] = jobs[i].coded;
     attend(&f, window, softcap);
@@ -259,7 +259,7 @@ static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, 
             }
     }
     double error = reference_error(&f, f.k, f.v, window, softcap);
-    bool good = n_bad == 0 && error < 2e-3;
+    bool good = n_bad == 0 && error < 4e-3;
     n_failed += !good;
     if (!good || getenv("VERBOSE"))
         printf("%s K %-10s V %-10s hd %3u g %2u q %2u kv %4u window %3u cap %2.0f: error %.2e, bytes that differ %u\n",
@@ -318,7 +318,8 @@ static int check_kv(void) {
 /* ---- time of attention ---- */
 
 /* Pages with random content: f16 normals; encoded pages made of them. */
-static void fill_layers(kvq_backend *be, kvq_kv_layer *layers, uint32_t n_layers, uint32_t n_raw, uint32_t n_coded) {
+static void fill_layers(kvq_backend *be, kvq_kv_layer *layers, uint32_t n_layers, uint32_t n_raw, uint32_t n_coded,
+                        uint32_t n_most) {
     size_t n = kvq_raw_head_halfs(&layers[0]) * layers[0].n_head_kv;
     uint32_t n_random = n_raw < 8 ? n_raw : 8;
     uint16_t *halfs = malloc(n_random * n * 2);
@@ -333,14 +334,14 @@ static void fill_layers(kvq_backend *be, kvq_kv_layer *layers, uint32_t n_layers
     kvq_encode_job *jobs = malloc((n_coded + 1) * sizeof *jobs);
     for (uint32_t i = 0; i < n_coded; i++)
         jobs[i] = (kvq_encode_job){.raw = i % n_random, .coded = i | KVQ_PAGE_CODED, .tile = i};
-    encode(be, layers, n_layers, jobs, n_coded);
+    encode(be, layers, n_layers, jobs, n_coded, n_most);
     free(jobs);
 }
 
 static double time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_seq, uint32_t group, double *terabytes) {
     enum { LAYERS = 32, HD = 128, HEADS = 8 };
     uint32_t n_tiles = n_kv / 64, n_coded_seq = type->tail == UINT32_MAX ? 0 : n_tiles - 2, n_raw_seq = n_tiles - n_coded_seq;
-    kvq_backend *be = open_backend(HD, 64, n_seq, n_tiles);
+    kvq_backend *be = open_backend(HD, 2048, n_seq, n_tiles);
     size_t layer_bytes = 0;
     kvq_kv_layer layers[LAYERS];
     uint32_t n_distinct = 0;
@@ -349,7 +350,7 @@ static double time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_seq
         layer_bytes = ((size_t)n_raw_seq * 4 * HD * KVQ_TILE +
                        n_coded_seq * (layers[0].k_tile_bytes + layers[0].v_tile_bytes)) * HEADS * n_seq;
     }
-    fill_layers(be, layers, n_distinct, n_raw_seq * n_seq, n_coded_seq * n_seq);
+    fill_layers(be, layers, n_distinct, n_raw_seq * n_seq, n_coded_seq * n_seq, 64);
     kvq_span *spans = calloc(n_seq, sizeof *spans);
     int32_t *positions = calloc(n_seq, sizeof *positions);
     uint32_t *rows = calloc(n_seq, sizeof *rows);
@@ -391,7 +392,7 @@ static double time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_seq
 static int time_all(int argc, char **argv) {
     static const struct {
         uint32_t n_kv, n_seq, group;
-    } shapes[] = {{131072, 1, 4}, {32768, 1, 4}, {131072, 1, 8}, {8192, 32, 4}, {131072, 4, 4}};
+    } shapes[] = {{131072, 1, 4}, {32768, 1, 4}, {8192, 32, 4}, {131072, 1, 8}, {131072, 8, 4}};
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
         for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
             const kvq_kv_type *type = kvq_kv_type_at(i);
@@ -399,7 +400,7 @@ static int time_all(int argc, char **argv) {
             bool runs = supported(be, type);
             be->ops->destroy(be);
             double terabytes;
-            if (!runs)
+            if (!runs || (argc > 2 && strcmp(argv[2], type->name) != 0))
                 continue;
             double us = time_attend(type, shapes[s].n_kv, shapes[s].n_seq, shapes[s].group, &terabytes);
             printf("{\"kv\": \"%s\", \"n_kv\": %u, \"n_seq\": %u, \"group\": %u, \"us_per_layer\": %.1f, \"terabytes_per_second\": %.2f}\n",
@@ -437,7 +438,7 @@ static int time_model(int argc, char **argv) {
     TRY(pykvq_engine_create(model, &params, &e));
     printf("%s: engine in %.1f s\n", argv[3], seconds() - start);
     kvq_kv_layer *layers = e->forward.kv;
-    fill_layers(e->forward.be, layers, model->h.n_layer, e->groups[0].n_raw_pages, e->groups[0].n_coded_pages);
+    fill_layers(e->forward.be, layers, model->h.n_layer, e->groups[0].n_raw_pages, e->groups[0].n_coded_pages, 8);
     for (int i = 5; i < argc; i++) {
         uint32_t depth = (uint32_t)atoi(argv[i]), n_steps = 40;
         pykvq_seq *seqs[64];
@@ -536,7 +537,7 @@ static int compare_model(int argc, char **argv) {
 int main(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "kv") == 0)
         return check_kv();
-    if (argc == 2 && strcmp(argv[1], "attend") == 0)
+    if (argc >= 2 && strcmp(argv[1], "attend") == 0)
         return time_all(argc, argv);
     if (argc > 5 && strcmp(argv[1], "model") == 0)
         return time_model(argc, argv);

@@ -324,7 +324,7 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
         reinterpret_cast<uint32_t *>(tile)[i] = w.words[i];
 }
 
-template <int HD> cudaError_t launch(const encode_args &a, uint32_t n_jobs, cudaStream_t stream) {
+template <int HD> cudaError_t launch_for(const encode_args &a, uint32_t n_jobs, cudaStream_t stream) {
     bool normed = a.k.family == FAMILY_KVARN || a.v.family == FAMILY_KVARN;
     size_t shared = (normed ? 2 : 1) * N * (HD + 1) * 4 + (N + HD) * 4 + 2 * N * HD;
     static_assert(2 * N * 257 * 4 + (N + 256) * 4 + 2 * N * 256 <= 227 * 1024, "fits one block");
@@ -341,7 +341,7 @@ cudaError_t launch_encode(const encode_args &a, uint32_t n_jobs, cudaStream_t st
     switch (a.head_dim) {
 #define CASE(hd)                                                                                                                 \
     case hd:                                                                                                                     \
-        return launch<hd>(a, n_jobs, stream)
+        return launch_for<hd>(a, n_jobs, stream)
         CASE(16);
         CASE(32);
         CASE(64);

@@ -48,7 +48,8 @@ typedef struct attend_args {
     const uint32_t *n_units;
     const uint32_t *tables;
     const uint8_t *raw, *coded; /* the layer's pools */
-    float *partial;     /* (unit, column, { max, sum, o (head_dim) }) */
+    float *partial;     /* (unit, column, head_dim) */
+    float *partial_max; /* (unit, column, { max, sum }) */
     uint32_t *arrived;  /* (output) zero between launches */
     const float *sink_logits; /* (n_head) or NULL */
     tile_side k, v;           /* of encoded tiles */

@@ -5,8 +5,8 @@
  * eighth step of 64 columns and are summed in shared memory. x comes as B fragments of halves, each token divided by its
  * largest element (fragments_kernel), which the epilogue multiplies back.
  *
- * It must read the weights once: bytes / 4.5 TB/s. At 4 bits it spends about 2 instructions per weight (half an AND, half a
- * shift, a subtraction and an FMA per pair), 0.45 of the issue slots of that time.
+ * It must read the weights once: bytes / 4.5 TB/s. Codes are multiplied as they are (f16 subnormals), scales come after, so
+ * that 4 bits cost about 2 instructions per weight, 0.45 of the issue slots of that time.
  */
 #include "device.cuh"
 #include "kernels.h"
@@ -14,182 +14,221 @@
 namespace {
 
 constexpr int N_WARPS = 8;
-constexpr uint32_t ONES = 0x00010001u, MAGIC = 0x64006400u; /* halves 1024 + code */
 
-__device__ __forceinline__ uint32_t code_pair(uint32_t bits) { /* two codes in the low bits of the halves -> half pair */
-    uint32_t x = bits | MAGIC;
-    __half2 h = __hsub2(*reinterpret_cast<__half2 *>(&x), __half2half2(__ushort_as_half(0x6400)));
-    return *reinterpret_cast<uint32_t *>(&h);
-}
+template <int KIND> struct kind_traits {
+    static constexpr int N_CODES = KIND == W_F16 ? 4 : KIND == W_Q8 ? 2 : 1;             /* 16-byte words of codes of a step */
+    [[maybe_unused]] static constexpr float OFFSET = KIND == W_Q8 ? 128 : KIND == W_Q4S ? 8 : KIND == W_Q6K ? 32 : 0; /* the code of zero */
+    static constexpr bool HAS_MIN = KIND == W_Q4M || KIND == W_Q4K || KIND == W_Q5K;     /* an addend per 32 columns */
+};
 
-__device__ __forceinline__ uint32_t fma_pair(uint32_t a, __half2 b, __half2 c) {
-    __half2 h = __hfma2(*reinterpret_cast<__half2 *>(&a), b, c);
-    return *reinterpret_cast<uint32_t *>(&h);
-}
-
-template <int KIND> struct step_data { /* what a lane loads of one step: its rows are lane / 4 and lane / 4 + 8 */
-    uint4 codes[KIND == W_F16 ? 4 : KIND == W_Q8 ? 2 : 1];
-    uint2 high;
-    uint2 scales[2];
+template <int KIND> struct quad_data { /* what a lane loads of four steps: its rows are lane / 4 and lane / 4 + 8 */
+    uint4 codes[QUAD][kind_traits<KIND>::N_CODES];
+    uint2 high[QUAD];
+    uint4 scales[2][KIND == W_Q4M ? 2 : 1]; /* per row, 4 steps */
     __half2 super[2];
 };
 
-template <int KIND> __device__ __forceinline__ void load_step(const matrix &m, uint32_t rb, uint32_t step, int lane, step_data<KIND> &d) {
-    constexpr int N = KIND == W_F16 ? 4 : KIND == W_Q8 ? 2 : 1;
-    size_t at = (size_t)rb * m.n_steps + step;
+template <int KIND>
+__device__ __forceinline__ void load_quad(const matrix &m, uint32_t rb, uint32_t quad, int lane, quad_data<KIND> &d) {
+    constexpr int N = kind_traits<KIND>::N_CODES, WORDS = KIND == W_Q4M ? 2 : 1;
+    size_t at = (size_t)rb * m.n_steps + quad * QUAD;
+    const uint4 *codes = m.codes + at * 32 * N + lane;
 #pragma unroll
-    for (int i = 0; i < N; i++)
-        d.codes[i] = __ldcs(&m.codes[at * 32 * N + i * 32 + lane]);
-    if constexpr (KIND == W_Q5K)
-        d.high.x = __ldcs(reinterpret_cast<const uint32_t *>(m.high) + at * 32 + lane);
-    if constexpr (KIND == W_Q6K)
-        d.high = __ldcs(reinterpret_cast<const uint2 *>(m.high) + at * 32 + lane);
+    for (int s = 0; s < QUAD; s++) {
+        if (quad * QUAD + s >= m.n_steps)
+            break;
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            d.codes[s][i] = __ldcs(codes + (s * N + i) * 32);
+        if constexpr (KIND == W_Q5K)
+            d.high[s].x = __ldcs(reinterpret_cast<const uint32_t *>(m.high) + (at + s) * 32 + lane);
+        if constexpr (KIND == W_Q6K)
+            d.high[s] = __ldcs(reinterpret_cast<const uint2 *>(m.high) + (at + s) * 32 + lane);
+    }
+    size_t row = ((size_t)rb * n_quads(m.n_steps) + quad) * ROWS + lane / 4;
     if constexpr (KIND != W_F16)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            size_t row = at * ROWS + lane / 4 + 8 * i;
-            if constexpr (KIND == W_Q4M)
-                d.scales[i] = reinterpret_cast<const uint2 *>(m.scales)[row];
-            else
-                d.scales[i].x = m.scales[row];
+#pragma unroll
+            for (int w = 0; w < WORDS; w++)
+                d.scales[i][w] = __ldg(reinterpret_cast<const uint4 *>(m.scales) + (row + 8 * i) * WORDS + w);
             if constexpr (KIND >= W_Q4K)
-                d.super[i] = m.super[((size_t)rb * ((m.n_steps + 3) / 4) + step / 4) * ROWS + lane / 4 + 8 * i];
+                d.super[i] = __ldg(m.super + row + 8 * i);
         }
 }
 
-/* Factor and addend of the codes of row i (0: lane / 4, 1: + 8) in fragment b. */
-template <int KIND> __device__ __forceinline__ void scale_of(const step_data<KIND> &d, int i, int b, __half2 &factor, __half2 &addend) {
-    if constexpr (KIND == W_Q4K || KIND == W_Q5K) {
-        uint32_t sm = d.scales[i].x >> (b < 2 ? 0 : 16);
-        float2 super = __half22float2(d.super[i]);
-        factor = __float2half2_rn(super.x * (float)(sm & 0xff));
-        addend = __float2half2_rn(-super.y * (float)(sm >> 8 & 0xff));
-    } else if constexpr (KIND == W_Q6K) {
-        float scale = __low2float(d.super[i]) * (float)(int8_t)(d.scales[i].x >> 8 * b & 0xff);
-        factor = __float2half2_rn(scale);
-        addend = __float2half2_rn(-32.0f * scale);
-    } else if constexpr (KIND == W_Q4M) {
-        uint32_t dm = b < 2 ? d.scales[i].x : d.scales[i].y;
-        __half2 both = *reinterpret_cast<__half2 *>(&dm);
-        factor = __low2half2(both);
-        addend = __high2half2(both);
-    } else {
-        factor = __half2half2(__ushort_as_half((uint16_t)(d.scales[i].x >> (b < 2 ? 0 : 16))));
-        addend = __hmul2(factor, __half2half2(__float2half_rn(KIND == W_Q8 ? -128.0f : -8.0f)));
-    }
+/* The codes of fragment b as pairs of f16 subnormals; those of columns 32-63 of a 4-bit kind stay shifted up by 4. */
+template <int KIND> __device__ constexpr int code_shift(int b) {
+    return KIND >= W_Q4S ? 4 * (b / 2) : 0;
 }
 
-template <int KIND> __device__ __forceinline__ void fragment(const step_data<KIND> &d, int b, uint32_t (&a)[4]) {
-    const uint32_t *words = reinterpret_cast<const uint32_t *>(d.codes);
-    if constexpr (KIND == W_F16) {
-#pragma unroll
-        for (int r = 0; r < 4; r++)
-            a[r] = words[4 * b + r];
-        return;
-    }
-    __half2 factor[2], addend[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        scale_of<KIND>(d, i, b, factor[i], addend[i]);
+template <int KIND> __device__ __forceinline__ void fragment(const quad_data<KIND> &d, int s, int b, uint32_t (&a)[4]) {
+    constexpr uint32_t ONES = 0x00010001u;
+    const uint32_t *words = reinterpret_cast<const uint32_t *>(d.codes[s]);
+    constexpr int UP = 4;
 #pragma unroll
     for (int r = 0; r < 4; r++) {
-        uint32_t code;
-        if constexpr (KIND == W_Q8)
-            code = words[b / 2 * 4 + r] >> 8 * (b % 2) & 0xff * ONES;
-        else
-            code = words[r] >> 4 * b & 0xf * ONES;
-        if constexpr (KIND == W_Q5K)
-            code |= (d.high.x >> (4 * r + b) & ONES) << 4;
-        if constexpr (KIND == W_Q6K)
-            code |= ((r < 2 ? d.high.x : d.high.y) >> (8 * (r % 2) + 2 * b) & 3 * ONES) << 4;
-        if constexpr (KIND == W_Q8 || KIND == W_Q4S) {
-            uint32_t x = code | MAGIC; /* code - offset is exact before the product */
-            __half2 h = __hsub2(*reinterpret_cast<__half2 *>(&x),
-                                __half2half2(__ushort_as_half(KIND == W_Q8 ? 0x6480 : 0x6408)));
-            h = __hmul2(h, factor[r % 2]);
-            a[r] = *reinterpret_cast<uint32_t *>(&h);
-        } else if constexpr (KIND == W_Q6K) {
-            uint32_t x = code | MAGIC;
-            __half2 h = __hmul2(__hsub2(*reinterpret_cast<__half2 *>(&x), __half2half2(__ushort_as_half(0x6420))), factor[r % 2]);
-            a[r] = *reinterpret_cast<uint32_t *>(&h);
+        int shift = code_shift<KIND>(b);
+        if constexpr (KIND == W_F16) {
+            a[r] = words[4 * b + r];
+        } else if constexpr (KIND == W_Q8) {
+            a[r] = words[b / 2 * 4 + r] >> 8 * (b % 2) & 0xff * ONES;
         } else {
-            a[r] = fma_pair(code_pair(code), factor[r % 2], addend[r % 2]);
+            a[r] = words[r] >> 8 * (b % 2) & (0xf * ONES) << shift;
+            if constexpr (KIND == W_Q5K)
+                a[r] |= (d.high[s].x >> (4 * r + b) & ONES) << (UP + shift);
+            if constexpr (KIND == W_Q6K)
+                a[r] |= ((r < 2 ? d.high[s].x : d.high[s].y) >> (8 * (r % 2) + 2 * b) & 3 * ONES) << (UP + shift);
         }
     }
 }
 
-/* x: B fragments (step, NT, lane, fragment b, 2 registers) */
-template <int NT> __device__ __forceinline__ void load_x(const uint4 *x, uint32_t step, int lane, int n_cols, uint4 (&q)[NT][2]) {
+__device__ __forceinline__ float half_of(uint32_t halfs, int i) {
+    return __half2float(__ushort_as_half((uint16_t)(halfs >> 16 * i)));
+}
+
+/* Byte i of x, times d: the byte becomes the mantissa of a float 2^23 + byte. d_offset = -2^23 d */
+__device__ __forceinline__ float scaled_byte(uint32_t x, int i, float d, float d_offset) {
+    return fmaf(__uint_as_float(__byte_perm(x, 0x4b000000u, 0x7440u | i)), d, d_offset);
+}
+
+/* Factor and addend of row i (0: lane / 4, 1: + 8) in group g of 32 columns (of 16 for Q6K), for codes as f16 subnormals. */
+template <int KIND> __device__ __forceinline__ float2 scale_of(const quad_data<KIND> &d, int s, int i, int g) {
+    const uint32_t *words = reinterpret_cast<const uint32_t *>(d.scales[i]);
+    float unit = (float)(1 << 24) / (float)(1 << code_shift<KIND>(KIND == W_Q6K ? g : 2 * g));
+    if constexpr (KIND == W_Q4K || KIND == W_Q5K) {
+        float2 super = __half22float2(d.super[i]);
+        float factor = super.x * unit;
+        return make_float2(scaled_byte(words[s], 2 * g, factor, -0x1p23f * factor),
+                           scaled_byte(words[s], 2 * g + 1, -super.y, 0x1p23f * super.y));
+    } else if constexpr (KIND == W_Q6K) {
+        float factor = __low2float(d.super[i]) * unit; /* the scale is signed: flip its sign bit and take 128 away */
+        return make_float2(scaled_byte(words[s] ^ 0x80808080u, g, factor, -(0x1p23f + 128.0f) * factor), 0.0f);
+    } else if constexpr (KIND == W_Q4M) {
+        return make_float2(half_of(words[2 * s + g], 0) * unit, half_of(words[2 * s + g], 1));
+    } else {
+        return make_float2(half_of(words[s], g) * unit, 0.0f);
+    }
+}
+
+/* What the columns of x bring to a step: B fragments (b, 2 registers); sums over 16 columns of tokens 2 (lane % 4) + { 0, 1 }. */
+template <int NT> struct step_x {
+    uint4 q[NT][2];
+    float2 sums[NT][4];
+};
+
+template <int KIND, int NT> __device__ __forceinline__ void load_x(const linear_args &a, uint32_t step, int lane, step_x<NT> &x) {
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
-        q[nt][0] = q[nt][1] = make_uint4(0, 0, 0, 0);
-        if (8 * nt + lane / 4 < n_cols) {
-            const uint4 *from = x + ((size_t)step * NT + nt) * 64 + lane * 2;
-            q[nt][0] = __ldg(from);
-            q[nt][1] = __ldg(from + 1);
+        x.q[nt][0] = x.q[nt][1] = make_uint4(0, 0, 0, 0);
+        if (8 * nt + lane / 4 < a.n_rows) {
+            const uint4 *from = a.x + ((size_t)step * NT + nt) * 64 + lane * 2;
+            x.q[nt][0] = __ldg(from);
+            x.q[nt][1] = __ldg(from + 1);
+        }
+        if constexpr (KIND != W_F16) {
+            const float4 *sums = reinterpret_cast<const float4 *>(a.x_sums) + (((size_t)step * NT + nt) * 4 + lane % 4) * 2;
+            float4 low = __ldg(sums), high = __ldg(sums + 1);
+            x.sums[nt][0] = make_float2(low.x, low.y);
+            x.sums[nt][1] = make_float2(low.z, low.w);
+            x.sums[nt][2] = make_float2(high.x, high.y);
+            x.sums[nt][3] = make_float2(high.z, high.w);
         }
     }
 }
 
+/*
+ * y += w . x of one step. The codes are multiplied as integers (times 2^-24), from what their offset takes away on; their scale
+ * comes after, in f32: 4 FMAs per group of 32 columns, and 4 for the addend of those kinds that have one.
+ */
 template <int KIND, int NT>
-__device__ __forceinline__ void multiply(const matrix &m, uint32_t rb, const uint4 *x, int n_cols, int warp, int lane, float (&c)[NT][4]) {
-    constexpr int AHEAD = NT >= 4 || KIND == W_F16 ? 2 : 4; /* steps in flight */
+__device__ __forceinline__ void multiply_step(const quad_data<KIND> &d, int s, const step_x<NT> &x, float (&y)[NT][4]) {
+    constexpr int PER_GROUP = KIND == W_Q6K ? 1 : 2; /* fragments that share a scale */
+    if constexpr (KIND == W_F16) {
+#pragma unroll
+        for (int b = 0; b < 4; b++) {
+            uint32_t a[4];
+            fragment<KIND>(d, s, b, a);
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                const uint32_t *bx = reinterpret_cast<const uint32_t *>(x.q[nt]) + 2 * b;
+                mma(y[nt], a[0], a[1], a[2], a[3], bx[0], bx[1]);
+            }
+        }
+    } else {
+#pragma unroll
+        for (int g = 0; g < 4 / PER_GROUP; g++) {
+            float c[NT][4];
+            float2 sum[NT];
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                float start = -kind_traits<KIND>::OFFSET / (float)(1 << 24) * (float)(1 << code_shift<KIND>(g * PER_GROUP));
+                sum[nt] = x.sums[nt][g * PER_GROUP];
+                if constexpr (PER_GROUP == 2)
+                    sum[nt] = make_float2(sum[nt].x + x.sums[nt][2 * g + 1].x, sum[nt].y + x.sums[nt][2 * g + 1].y);
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    c[nt][i] = kind_traits<KIND>::OFFSET == 0 ? 0.0f : start * (i % 2 == 0 ? sum[nt].x : sum[nt].y);
+            }
+#pragma unroll
+            for (int b = g * PER_GROUP; b < (g + 1) * PER_GROUP; b++) {
+                uint32_t a[4];
+                fragment<KIND>(d, s, b, a);
+#pragma unroll
+                for (int nt = 0; nt < NT; nt++) {
+                    const uint32_t *bx = reinterpret_cast<const uint32_t *>(x.q[nt]) + 2 * b;
+                    mma(c[nt], a[0], a[1], a[2], a[3], bx[0], bx[1]);
+                }
+            }
+            float2 low = scale_of<KIND>(d, s, 0, g), high = scale_of<KIND>(d, s, 1, g);
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float2 scale = i < 2 ? low : high;
+                    y[nt][i] += c[nt][i] * scale.x;
+                    if constexpr (kind_traits<KIND>::HAS_MIN)
+                        y[nt][i] += (i % 2 == 0 ? sum[nt].x : sum[nt].y) * scale.y;
+                }
+        }
+    }
+}
+
+/* Rows of block rb: warp w takes every eighth quad. The first weights are asked for before x is there: they depend on nothing. */
+template <int KIND, int NT>
+__device__ __forceinline__ void multiply(const linear_args &a, const matrix &m, uint32_t rb, int warp, int lane, bool wait, float (&y)[NT][4]) {
+    constexpr int AHEAD = NT >= 4 || KIND == W_F16 || KIND == W_Q8 ? 1 : 2; /* quads in flight */
+    uint32_t n = n_quads(m.n_steps);
+    quad_data<KIND> d[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+        if (warp + i * N_WARPS < n)
+            load_quad<KIND>(m, rb, warp + i * N_WARPS, lane, d[i]);
+    if (wait)
+        wait_for_previous();
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            c[nt][i] = 0.0f;
+            y[nt][i] = 0.0f;
 #pragma unroll 1
-    for (uint32_t first = warp; first < m.n_steps; first += AHEAD * N_WARPS) {
-        step_data<KIND> d[AHEAD];
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++)
-            if (first + i * N_WARPS < m.n_steps)
-                load_step<KIND>(m, rb, first + i * N_WARPS, lane, d[i]);
+    for (uint32_t first = warp; first < n; first += AHEAD * N_WARPS) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            if (first + i * N_WARPS >= m.n_steps)
+            uint32_t quad = first + i * N_WARPS;
+            if (quad >= n)
                 break;
-            uint4 q[NT][2];
-            load_x<NT>(x, first + i * N_WARPS, lane, n_cols, q);
 #pragma unroll
-            for (int b = 0; b < 4; b++) {
-                uint32_t a[4];
-                fragment<KIND>(d[i], b, a);
-#pragma unroll
-                for (int nt = 0; nt < NT; nt++) {
-                    const uint32_t *bx = reinterpret_cast<const uint32_t *>(q[nt]) + 2 * b;
-                    mma(c[nt], a[0], a[1], a[2], a[3], bx[0], bx[1]);
-                }
+            for (int s = 0; s < QUAD; s++) {
+                if (quad * QUAD + s >= m.n_steps)
+                    break;
+                step_x<NT> x;
+                load_x<KIND, NT>(a, quad * QUAD + s, lane, x);
+                multiply_step<KIND, NT>(d[i], s, x, y);
             }
+            if (quad + AHEAD * N_WARPS < n)
+                load_quad<KIND>(m, rb, quad + AHEAD * N_WARPS, lane, d[i]);
         }
-    }
-}
-
-template <int NT>
-__device__ __forceinline__ void multiply_any(const matrix &m, uint32_t rb, const uint4 *x, int n_cols, int warp, int lane,
-                                             float (&c)[NT][4]) {
-    switch (m.kind) {
-    case W_F16:
-        multiply<W_F16, NT>(m, rb, x, n_cols, warp, lane, c);
-        break;
-    case W_Q8:
-        multiply<W_Q8, NT>(m, rb, x, n_cols, warp, lane, c);
-        break;
-    case W_Q4S:
-        multiply<W_Q4S, NT>(m, rb, x, n_cols, warp, lane, c);
-        break;
-    case W_Q4M:
-        multiply<W_Q4M, NT>(m, rb, x, n_cols, warp, lane, c);
-        break;
-    case W_Q4K:
-        multiply<W_Q4K, NT>(m, rb, x, n_cols, warp, lane, c);
-        break;
-    case W_Q5K:
-        multiply<W_Q5K, NT>(m, rb, x, n_cols, warp, lane, c);
-        break;
-    default:
-        multiply<W_Q6K, NT>(m, rb, x, n_cols, warp, lane, c);
     }
 }
 
@@ -216,16 +255,17 @@ __device__ __forceinline__ float activate(uint32_t activation, float x) {
     return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
 }
 
-template <int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT <= 2 ? 2 : 1) linear_kernel(const __grid_constant__ linear_args a) {
+template <int KIND, int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT <= 2 ? 2 : 1) linear_kernel(const __grid_constant__ linear_args a) {
     __shared__ float all[N_WARPS * ROWS * (8 * NT + 1)], sums[2][ROWS * 8 * NT];
+    let_next_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t rb = blockIdx.x, i = 0;
     while (!a.gated && rb >= (a.w[i].n_out + ROWS - 1) / ROWS)
         rb -= (a.w[i++].n_out + ROWS - 1) / ROWS;
     for (int part = 0; part < (a.gated ? 2 : 1); part++) {
-        float c[NT][4];
-        multiply_any<NT>(a.w[i + part], rb, a.x, a.n_rows, warp, lane, c);
-        sum_warps<NT>(c, warp, lane, sums[part], all);
+        float y[NT][4];
+        multiply<KIND, NT>(a, a.w[i + part], rb, warp, lane, part == 0, y);
+        sum_warps<NT>(y, warp, lane, sums[part], all);
     }
     uint32_t n_out = a.w[i].n_out;
     for (uint32_t e = threadIdx.x; e < ROWS * 8 * NT; e += blockDim.x) {
@@ -243,77 +283,106 @@ template <int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT <= 2 ? 2 : 
 
 /* ---- x as B fragments ---- */
 
-__device__ float block_reduce(float x, bool max, float *shared) {
-    for (int k = 16; k > 0; k /= 2) {
-        float y = __shfl_xor_sync(~0u, x, k);
-        x = max ? fmaxf(x, y) : x + y;
+/* Sum of .x and largest .y over the block. */
+__device__ float2 reduce_block(float2 v, float2 *shared) {
+    for (int turn = 0; turn < 2; turn++) {
+        for (int k = 16; k > 0; k /= 2) {
+            v.x += __shfl_xor_sync(~0u, v.x, k);
+            v.y = fmaxf(v.y, __shfl_xor_sync(~0u, v.y, k));
+        }
+        if (turn == 1)
+            return v;
+        if (threadIdx.x % 32 == 0)
+            shared[threadIdx.x / 32] = v;
+        __syncthreads();
+        v = threadIdx.x % 32 < blockDim.x / 32 ? shared[threadIdx.x % 32] : make_float2(0.0f, 0.0f);
     }
-    if (threadIdx.x % 32 == 0)
-        shared[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = shared[threadIdx.x % (blockDim.x / 32)];
-    for (int k = 16; k > 0; k /= 2) {
-        float y = __shfl_xor_sync(~0u, x, k);
-        x = max ? fmaxf(x, y) : x + y;
-    }
-    __syncthreads();
-    return max ? x : x * (blockDim.x / 32) / 32.0f;
+    return v;
 }
 
-/* One block per token: RMS norm if w is given, then fragments. Fragment layout: (step, NT, lane, b, 2) words. */
+/*
+ * One block per token: RMS norm if w is given, then B fragments (step, NT, lane, b, 2 registers) and their sums over 16 columns
+ * (step, NT, lane % 4, b, 2 tokens). The fragments are x over its largest element, the scale brings that back.
+ */
 __global__ void fragments_kernel(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_steps, uint32_t nt_total,
-                                 uint4 *fragments, float *x_scale) {
-    __shared__ float shared[32];
+                                 uint4 *fragments, float *x_scale, float *x_sums) {
+    __shared__ float2 shared[32];
+    let_next_start();
+    wait_for_previous();
     uint32_t token = blockIdx.x;
     const float *row = x + (size_t)token * n_in;
-    float squares = 0.0f, max = 0.0f;
+    float2 v = make_float2(0.0f, 0.0f);
+#pragma unroll 4
     for (uint32_t i = threadIdx.x; i < n_in; i += blockDim.x) {
         float value = row[i];
-        squares += value * value;
-        max = fmaxf(max, fabsf(w != NULL ? value * w[i] : value));
+        v.x += value * value;
+        v.y = fmaxf(v.y, fabsf(w != NULL ? value * w[i] : value));
     }
-    float factor = w != NULL ? rsqrtf(block_reduce(squares, false, shared) / n_in + eps) : 1.0f;
-    max = block_reduce(max, true, shared);
-    float norm = max > 0.0f ? 1.0f / max : 0.0f;
+    v = reduce_block(v, shared);
+    float norm = v.y > 0.0f ? 1.0f / v.y : 0.0f;
     __half2 *out = reinterpret_cast<__half2 *>(fragments);
+#pragma unroll 4
     for (uint32_t i = threadIdx.x; i < n_steps * STEP / 2; i += blockDim.x) {
         uint32_t k = 2 * i, step = k / STEP, b = k % STEP / 16, c = k % 16, lane = token % 8 * 4 + c % 8 / 2;
         float low = k < n_in ? row[k] : 0.0f, high = k + 1 < n_in ? row[k + 1] : 0.0f;
         if (w != NULL && k < n_in)
             low *= w[k], high *= k + 1 < n_in ? w[k + 1] : 0.0f;
-        out[(((size_t)step * nt_total + token / 8) * 32 + lane) * 8 + 2 * b + c / 8] = __floats2half2_rn(low * norm, high * norm);
+        __half2 pair = __floats2half2_rn(low * norm, high * norm);
+        size_t tile = (size_t)step * nt_total + token / 8;
+        out[(tile * 32 + lane) * 8 + 2 * b + c / 8] = pair;
+        float sum = __low2float(pair) + __high2float(pair); /* 8 threads hold the 16 columns of a fragment */
+        for (int n = 1; n < 8; n *= 2)
+            sum += __shfl_xor_sync(~0u, sum, n);
+        if (c == 0)
+            x_sums[((tile * 4 + token % 8 / 2) * 4 + b) * 2 + token % 2] = sum;
     }
     if (threadIdx.x == 0)
-        x_scale[token] = max * factor;
+        x_scale[token] = v.y * (w != NULL ? rsqrtf(v.x / n_in + eps) : 1.0f);
 }
 
 } // namespace
 
 void launch_fragments(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_rows, uint32_t n_tiles, uint4 *fragments,
-                      float *x_scale, cudaStream_t stream) {
-    fragments_kernel<<<n_rows, n_in >= 1024 ? 1024 : 256, 0, stream>>>(x, w, eps, n_in, (n_in + STEP - 1) / STEP, n_tiles, fragments,
-                                                                    x_scale);
+                      float *x_scale, float *x_sums, cudaStream_t stream) {
+    launch(fragments_kernel, dim3(n_rows), n_in >= 1024 ? 1024 : 256, 0, stream, x, w, eps, n_in, (n_in + STEP - 1) / STEP, n_tiles,
+           fragments, x_scale, x_sums);
 }
 
 uint32_t linear_tiles(uint32_t n_rows) {
     return n_rows <= 8 ? 1 : n_rows <= 16 ? 2 : n_rows <= 32 ? 4 : 8;
 }
 
+template <int KIND> static void launch_kind(const linear_args &args, uint32_t n_blocks, cudaStream_t stream) {
+    switch (linear_tiles(args.n_rows)) {
+    case 1:
+        launch(linear_kernel<KIND, 1>, dim3(n_blocks), 32 * N_WARPS, 0, stream, args);
+        break;
+    case 2:
+        launch(linear_kernel<KIND, 2>, dim3(n_blocks), 32 * N_WARPS, 0, stream, args);
+        break;
+    case 4:
+        launch(linear_kernel<KIND, 4>, dim3(n_blocks), 32 * N_WARPS, 0, stream, args);
+        break;
+    default:
+        launch(linear_kernel<KIND, 8>, dim3(n_blocks), 32 * N_WARPS, 0, stream, args);
+    }
+}
+
 void launch_linear(const linear_args &args, cudaStream_t stream) {
     uint32_t n_blocks = 0;
     for (uint32_t i = 0; i < (args.gated ? 1 : args.n); i++)
         n_blocks += (args.w[i].n_out + ROWS - 1) / ROWS;
-    switch (linear_tiles(args.n_rows)) {
-    case 1:
-        linear_kernel<1><<<n_blocks, 32 * N_WARPS, 0, stream>>>(args);
-        break;
-    case 2:
-        linear_kernel<2><<<n_blocks, 32 * N_WARPS, 0, stream>>>(args);
-        break;
-    case 4:
-        linear_kernel<4><<<n_blocks, 32 * N_WARPS, 0, stream>>>(args);
-        break;
-    default:
-        linear_kernel<8><<<n_blocks, 32 * N_WARPS, 0, stream>>>(args);
+    switch (args.w[0].kind) {
+#define CASE(kind)                                                                                                               \
+    case kind:                                                                                                                   \
+        launch_kind<kind>(args, n_blocks, stream);                                                                               \
+        break
+        CASE(W_F16);
+        CASE(W_Q8);
+        CASE(W_Q4S);
+        CASE(W_Q4M);
+        CASE(W_Q4K);
+        CASE(W_Q5K);
+        CASE(W_Q6K);
     }
 }

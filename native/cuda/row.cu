@@ -19,6 +19,8 @@ __device__ float sum_of_block(float x, float *shared) {
 
 __global__ void norm_kernel(const float *x, const float *w, float eps, uint32_t n, bool add, float *y) {
     __shared__ float shared[32];
+    let_next_start();
+    wait_for_previous();
     const float *row = x + (size_t)blockIdx.x * n;
     float squares = 0.0f;
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x)
@@ -32,12 +34,16 @@ __global__ void norm_kernel(const float *x, const float *w, float eps, uint32_t 
 
 /* rows ascend and row i of y comes from a row >= i of x, so y may be x if rows are moved one after the other */
 __global__ void gather_kernel(const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y) {
+    let_next_start();
+    wait_for_previous();
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     for (uint32_t r = 0; i < n && r < n_rows; r++)
         y[(size_t)r * n + i] = x[(size_t)rows[r] * n + i];
 }
 
 __global__ void softcap_kernel(float cap, size_t n, float *x) {
+    let_next_start();
+    wait_for_previous();
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n)
         x[i] = cap * tanhf(x[i] / cap);
@@ -48,6 +54,8 @@ enum { STORE_WARPS = 4 };
 /* One warp per (token, head): query heads, then key heads, then value heads. */
 __global__ void store_kernel(const __grid_constant__ store_args a) {
     __shared__ float heads[STORE_WARPS][256];
+    let_next_start();
+    wait_for_previous();
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.y, hd = a.head_dim;
     uint32_t head = blockIdx.x * STORE_WARPS + warp, n_kv = a.n_head_kv;
     if (head >= a.n_head + 2 * n_kv)
@@ -95,18 +103,18 @@ __global__ void store_kernel(const __grid_constant__ store_args a) {
 } // namespace
 
 void launch_norm(const float *x, const float *w, float eps, uint32_t n, uint32_t n_rows, bool add, float *y, cudaStream_t stream) {
-    norm_kernel<<<n_rows, n >= 1024 ? 1024 : 256, 0, stream>>>(x, w, eps, n, add, y);
+    launch(norm_kernel, dim3(n_rows), n >= 1024 ? 1024 : 256, 0, stream, x, w, eps, n, add, y);
 }
 
 void launch_gather(const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y, cudaStream_t stream) {
-    gather_kernel<<<(n + 255) / 256, 256, 0, stream>>>(x, n, rows, n_rows, y);
+    launch(gather_kernel, dim3((n + 255) / 256), 256, 0, stream, x, n, rows, n_rows, y);
 }
 
 void launch_softcap(float cap, size_t n, float *x, cudaStream_t stream) {
-    softcap_kernel<<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(cap, n, x);
+    launch(softcap_kernel, dim3((unsigned)((n + 255) / 256)), 256, 0, stream, cap, n, x);
 }
 
 void launch_store(const store_args &args, uint32_t n_rows, cudaStream_t stream) {
     uint32_t n_heads = args.n_head + 2 * args.n_head_kv;
-    store_kernel<<<dim3((n_heads + STORE_WARPS - 1) / STORE_WARPS, n_rows), 32 * STORE_WARPS, 0, stream>>>(args);
+    launch(store_kernel, dim3((n_heads + STORE_WARPS - 1) / STORE_WARPS, n_rows), 32 * STORE_WARPS, 0, stream, args);
 }

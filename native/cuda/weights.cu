@@ -1,4 +1,5 @@
 /* Weight loading: the file's blocks go to the GPU as they are and are put into fragment order there. */
+#include "device.cuh"
 #include "kernels.h"
 
 namespace {
@@ -94,7 +95,7 @@ __global__ void arrange_kernel(matrix m, const uint8_t *source, size_t row_bytes
                 else if (m.kind == W_Q8)
                     words[b / 2] |= code << (16 * half + 8 * (b % 2));
                 else
-                    words[0] |= (code & 0xf) << (16 * half + 4 * b);
+                    words[0] |= (code & 0xf) << (16 * half + nibble_at(b));
                 if (m.kind == W_Q5K)
                     bit_words[0] |= (code >> 4) << (16 * half + 4 * reg + b);
                 if (m.kind == W_Q6K)
@@ -110,13 +111,13 @@ __global__ void arrange_kernel(matrix m, const uint8_t *source, size_t row_bytes
         return;
     bool inside = first_block * ROWS + row < m.n_out;
     for (uint32_t w = 0; w < n_words; w++)
-        ((uint32_t *)m.scales)[(at * ROWS + lane) * n_words + w] =
+        ((uint32_t *)m.scales)[scale_at(m.n_steps, n_words, first_block + block, step, lane) + w] =
             inside ? scale_word(m.kind, source + row * row_bytes, m.n_in, step, w) : 0;
     if (has_super(m.kind) && step % 4 == 0) {
         uint32_t block_bytes = m.kind == W_Q4K ? 144 : m.kind == W_Q5K ? 176 : 210;
         const uint8_t *from = source + row * row_bytes + (size_t)step / 4 * block_bytes + (m.kind == W_Q6K ? 208 : 0);
         uint32_t d = inside ? half_at(from) : 0, dmin = inside && m.kind != W_Q6K ? half_at(from + 2) : 0;
-        ((uint32_t *)m.super)[((size_t)(first_block + block) * ((m.n_steps + 3) / 4) + step / 4) * ROWS + lane] = d | dmin << 16;
+        ((uint32_t *)m.super)[((size_t)(first_block + block) * n_quads(m.n_steps) + step / QUAD) * ROWS + lane] = d | dmin << 16;
     }
 }
 
@@ -137,6 +138,8 @@ __global__ void expand_kernel(matrix m, uint32_t first_row, uint32_t n_rows, __h
 
 /* x (n_tokens, n_in) = scale * rows of the table */
 __global__ void embed_kernel(matrix m, const int32_t *tokens, float scale, float *x) {
+    let_next_start();
+    wait_for_previous();
     uint32_t col = blockIdx.x * blockDim.x + threadIdx.x;
     if (col < m.n_in)
         x[(size_t)blockIdx.y * m.n_in + col] = scale * weight_at(m, (uint32_t)tokens[blockIdx.y], col);
@@ -155,5 +158,5 @@ void launch_expand(const matrix &m, uint32_t first_row, uint32_t n_rows, __half 
 }
 
 void launch_embed(const matrix &m, const int32_t *tokens, uint32_t n_tokens, float scale, float *x, cudaStream_t stream) {
-    embed_kernel<<<dim3((m.n_in + 255) / 256, n_tokens), 256, 0, stream>>>(m, tokens, scale, x);
+    launch(embed_kernel, dim3((m.n_in + 255) / 256, n_tokens), 256, 0, stream, m, tokens, scale, x);
 }
