@@ -216,6 +216,7 @@ VEC_INLINE void expand_values(const affine_values *v, float *out) {
     extern const kvq_codec kvq_codec_##id##_k;                                                                             \
     static void score_##id(const void *tile, uint32_t head_dim, const void *q, uint32_t n_rows, float *logits) {           \
         affine_keys k = get_keys(&kvq_codec_##id##_k, tile, head_dim, __VA_ARGS__);                                        \
+        fetch_ahead(&kvq_codec_##id##_k, tile, head_dim);                                                                  \
         score_affine(&k, q, n_rows, logits);                                                                               \
     }                                                                                                                      \
     static void expand_k_##id(const void *tile, uint32_t head_dim, float *out) {                                           \
@@ -229,6 +230,7 @@ VEC_INLINE void expand_values(const affine_values *v, float *out) {
     static void mix_##id(const void *tile, uint32_t head_dim, uint32_t n_tokens, const float *p, uint32_t n_rows,          \
                          float *o) {                                                                                       \
         affine_values v = get_values(&kvq_codec_##id##_v, tile, head_dim, __VA_ARGS__);                                    \
+        fetch_ahead(&kvq_codec_##id##_v, tile, head_dim);                                                                  \
         mix_affine(&v, p, n_rows, o);                                                                                      \
     }                                                                                                                      \
     static void expand_v_##id(const void *tile, uint32_t head_dim, float *out) {                                           \

@@ -48,9 +48,10 @@ enum {
         }                                                                                                                  \
     }
 
-VEC_INLINE void fetch_ahead(const void *tile, size_t n_bytes) {
-    for (size_t i = 0; i < n_bytes; i += 64)
-        __builtin_prefetch((const uint8_t *)tile + AHEAD_BYTES + i);
+VEC_INLINE void fetch_ahead(const kvq_codec *codec, const void *tile, uint32_t head_dim) {
+    const uint8_t *at = (const uint8_t *)tile + AHEAD_BYTES, *end = at + codec->tile_bytes(codec, head_dim);
+    for (; at < end; at += 64)
+        __builtin_prefetch(at);
 }
 
 /* ---- floats as two bytes ---- */

@@ -183,7 +183,7 @@ VEC_INLINE void expand_split_values(const split_tile *s, float *v) {
     extern const kvq_codec kvq_codec_##id##_k, kvq_codec_##id##_v;                                                         \
     static void score_##id(const void *tile, uint32_t head_dim, const void *q, uint32_t n_rows, float *logits) {           \
         split_tile k = get_split(&kvq_codec_##id##_k, tile, head_dim, bits);                                               \
-        fetch_ahead(tile, kvq_codes_bytes(bits, head_dim));                                                                \
+        fetch_ahead(&kvq_codec_##id##_k, tile, head_dim);                                                                  \
         score_split(&k, q, bits, n_rows, logits);                                                                          \
     }                                                                                                                      \
     static void expand_k_##id(const void *tile, uint32_t head_dim, float *out) {                                           \
@@ -193,7 +193,7 @@ VEC_INLINE void expand_split_values(const split_tile *s, float *v) {
     static void mix_##id(const void *tile, uint32_t head_dim, uint32_t n_tokens, const float *p, uint32_t n_rows,          \
                          float *o) {                                                                                       \
         split_tile v = get_split(&kvq_codec_##id##_v, tile, head_dim, bits);                                               \
-        fetch_ahead(tile, kvq_codes_bytes(bits, head_dim));                                                                \
+        fetch_ahead(&kvq_codec_##id##_v, tile, head_dim);                                                                  \
         mix_split(&v, p, n_rows, o);                                                                                       \
     }                                                                                                                      \
     static void expand_v_##id(const void *tile, uint32_t head_dim, float *out) {                                           \
