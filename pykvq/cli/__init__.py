@@ -11,6 +11,7 @@ import typer
 from .. import errors
 from . import common
 from .convert import convert
+from .eval import evaluate
 from .generate import generate
 from .imatrix import imatrix
 from .info import info
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for verb in (generate, models, pull, info, tokenize, convert, quantize, imatrix):
     app.command()(verb)
+app.command("eval")(evaluate)
 
 
 @app.callback(invoke_without_command=True)
