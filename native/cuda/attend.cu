@@ -25,19 +25,29 @@ template <int NT> struct unit_state {
 /* Queries of the unit: rotated if the tiles are, normed by their largest element, as B fragments. x: (columns, LD) */
 template <int NT> __device__ void prepare_columns(const attend_args &a, const attend_unit &u, int head_group, float *x,
                                                   column_block<HD, NT> *cols) {
-    constexpr int N_COLS = 8 * NT;
+    constexpr int N_COLS = 8 * NT, PER_WARP = N_COLS / N_WARPS, PER_LANE = (HD + 31) / 32;
     bool rotate = u.coded && a.k.rotated;
-    for (int i = threadIdx.x; i < N_COLS * HD; i += blockDim.x) {
-        int col = i / HD, d = i % HD, c = u.first_col + col;
-        float value = 0.0f;
-        if (col < (int)u.n_cols)
-            value = a.q[((size_t)(u.row + c / head_group) * a.n_head + u.head * head_group + c % head_group) * HD + d];
-        x[col * LD + d] = rotate && rotate_negative(d) ? -value : value;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float values[PER_WARP][PER_LANE]; /* all loads in flight at once */
+#pragma unroll
+    for (int i = 0; i < PER_WARP; i++) {
+        int c = u.first_col + warp + i * N_WARPS, token = c / head_group;
+        const float *q = a.q + ((size_t)(u.row + token) * a.n_head + u.head * head_group + (c - token * head_group)) * HD;
+#pragma unroll
+        for (int n = 0; n < PER_LANE; n++)
+            values[i][n] = warp + i * N_WARPS < (int)u.n_cols && lane + 32 * n < HD ? q[lane + 32 * n] : 0.0f;
     }
+#pragma unroll
+    for (int i = 0; i < PER_WARP; i++)
+#pragma unroll
+        for (int n = 0; n < PER_LANE; n++) {
+            int d = lane + 32 * n;
+            if (d < HD)
+                x[(warp + i * N_WARPS) * LD + d] = rotate && rotate_negative(d) ? -values[i][n] : values[i][n];
+        }
     __syncthreads();
     if (rotate)
         hadamard<HD>(x, N_COLS, LD);
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int col = warp; col < N_COLS; col += N_WARPS) {
         float max = 0.0f;
         for (int d = lane; d < HD; d += 32)
@@ -199,6 +209,7 @@ __device__ __forceinline__ void mix(const unit_state<NT> &w, uint32_t path, cons
 /* ---- a warp's walk over its tiles ---- */
 
 __device__ __forceinline__ void copy_bytes(uint8_t *to, const uint8_t *from, int n_bytes, int lane) {
+#pragma unroll 4
     for (int i = lane * 16; i < n_bytes; i += 512)
         copy16_async(to + i, from + i);
 }
@@ -210,8 +221,9 @@ template <int NT, int NB> __device__ __forceinline__ void walk(const unit_state<
     const attend_args &a = *w.a;
     const uint8_t *pool = w.u.coded ? a.coded : a.raw;
     const uint32_t k_bytes = w.u.coded ? a.k_tile_bytes : TILE_TOKENS * HD * 2, v_bytes = w.u.coded ? a.v_tile_bytes : k_bytes;
-    const int k_meta_at = k.chunk_bytes, v_at = k_meta_at + k.meta_bytes, v_meta_at = v_at + v.chunk_bytes;
-    const int stage_bytes = v_meta_at + v.meta_bytes;
+    constexpr bool WHOLE = NB == 4; /* a stage is a tile as it lies in its page */
+    const int k_meta_at = k.chunk_bytes, v_at = WHOLE ? k_bytes : k_meta_at + k.meta_bytes, v_meta_at = v_at + v.chunk_bytes;
+    const int stage_bytes = WHOLE ? k_bytes + v_bytes : v_meta_at + v.meta_bytes;
     const int n_steps = ((int)w.u.n_tiles * STEPS - w.warp + N_WARPS - 1) / N_WARPS;
     const uint8_t *head = pool + (size_t)w.u.head * (k_bytes + v_bytes);
     const size_t page_bytes = (size_t)a.n_head_kv * (k_bytes + v_bytes);
@@ -226,6 +238,10 @@ template <int NT, int NB> __device__ __forceinline__ void walk(const unit_state<
         }
         uint32_t page = __shfl_sync(~0u, pages, step % 32) & 0x7fffffffu;
         const uint8_t *tile_k = head + page * page_bytes, *tile_v = tile_k + k_bytes;
+        if (WHOLE) {
+            copy_bytes(stage, tile_k, stage_bytes, w.lane);
+            return;
+        }
         copy_bytes(stage, tile_k + (k.chunk_tokens == 64 ? 0 : b0 * 16 / k.chunk_tokens * k.chunk_bytes), k.chunk_bytes, w.lane);
         copy_bytes(stage + v_at, tile_v + (v.chunk_tokens == 64 ? 0 : b0 * 16 / v.chunk_tokens * v.chunk_bytes), v.chunk_bytes, w.lane);
         if (NB == 1 && !w.u.coded)
@@ -234,16 +250,20 @@ template <int NT, int NB> __device__ __forceinline__ void walk(const unit_state<
         copy_bytes(stage + v_meta_at, tile_v + TILE_TOKENS / v.chunk_tokens * v.chunk_bytes, v.meta_bytes, w.lane);
     };
 
-    uint8_t *stages[2] = {w.ring, w.ring + stage_bytes};
-    if (n_steps > 0)
+    const bool two = 2 * stage_bytes <= (int)a.ring_bytes; /* else other warps compute while this one loads */
+    uint8_t *stages[2] = {w.ring, w.ring + (two ? stage_bytes : 0)};
+    if (two && n_steps > 0)
         fetch(0, stages[0]);
     commit_async();
     for (int step = 0; step < n_steps; step++) {
         __syncwarp(); /* the stage fetched next was read in the step before */
-        if (step + 1 < n_steps)
-            fetch(step + 1, stages[1]);
+        if (!two || step + 1 < n_steps)
+            fetch(step + two, stages[1]);
         commit_async();
-        wait_async<1>();
+        if (two)
+            wait_async<1>();
+        else
+            wait_async<0>();
         __syncwarp();
 
         const uint8_t *stage = stages[0];
@@ -270,7 +290,8 @@ template <int NT, int NB> __device__ __forceinline__ void walk(const unit_state<
 
 /* ---- merging ---- */
 
-/* Column results of the block: o (columns, LD) in the original basis, max and sum (columns). All in shared memory. */
+/* Column results of the block: o (columns, LD; scratch for 4 times that) in the original basis, max and sum (columns). All in
+ * shared memory. */
 template <int NT>
 __device__ void merge_warps(const unit_state<NT> &w, const tile_side &v, output_block<HD, NT> &out, float *o, float *max_sum) {
     constexpr int N_COLS = 8 * NT;
@@ -300,29 +321,31 @@ __device__ void merge_warps(const unit_state<NT> &w, const tile_side &v, output_
     float codes = v.bits == 16 ? 1.0f : v.bits == 4 ? (float)(1 << 20) : v.bits == 2 ? (float)(1 << 18) : (float)(1 << 24);
     int group = v.path == PATH_AFFINE_2_G64 ? 64 : 32;
     float zero_factor = v.offset > 0 ? -(float)v.offset : 1.0f;
-    for (int turn = 0; turn < N_WARPS; turn++) {
-        if (turn == w.warp) {
+    float *mine = o + w.warp * N_COLS * LD; /* one copy per warp, then their sum */
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++)
+    for (int nt = 0; nt < NT; nt++)
 #pragma unroll
-                for (int c = 0; c < 2; c++) {
-                    int col = 8 * nt + w.lane % 4 * 2 + c;
-                    float factor = exp2_fast(out.max[nt][c] - max_sum[col]);
+        for (int c = 0; c < 2; c++) {
+            int col = 8 * nt + w.lane % 4 * 2 + c;
+            float factor = exp2_fast(out.max[nt][c] - max_sum[col]);
 #pragma unroll
-                    for (int j = 0; j < N_J; j++) {
-                        /* the zero of channel group g lies in row g: lane 4 g + lane % 4, the first half of rows */
-                        float zero = __shfl_sync(~0u, out.zero[nt][c], 16 * j / group % 8 * 4 + w.lane % 4);
+            for (int j = 0; j < N_J; j++) {
+                /* the zero of channel group g lies in row g: lane 4 g + lane % 4, the first half of rows */
+                float zero = __shfl_sync(~0u, out.zero[nt][c], 16 * j / group % 8 * 4 + w.lane % 4) * zero_factor;
 #pragma unroll
-                        for (int half = 0; half < 2; half++) {
-                            float *to = &o[col * LD + 16 * j + w.lane / 4 + 8 * half];
-                            float value = (out.o[j][nt][c + 2 * half] * codes + zero * zero_factor) * factor;
-                            *to = turn == 0 ? value : *to + value;
-                        }
-                    }
-                }
+                for (int half = 0; half < 2; half++)
+                    mine[col * LD + 16 * j + w.lane / 4 + 8 * half] = (out.o[j][nt][c + 2 * half] * codes + zero) * factor;
+            }
         }
-        __syncthreads();
+    __syncthreads();
+    for (int i = threadIdx.x; i < N_COLS * HD; i += blockDim.x) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int n = 0; n < N_WARPS; n++)
+            sum += o[(n * N_COLS + i / HD) * LD + i % HD];
+        o[i / HD * LD + i % HD] = sum;
     }
+    __syncthreads();
     if (w.u.coded && v.rotated) {
         hadamard<HD>(o, N_COLS, LD);
         for (int i = threadIdx.x; i < N_COLS * HD; i += blockDim.x) {
@@ -345,7 +368,7 @@ __device__ __forceinline__ void write_output(const attend_args &a, const attend_
 }
 
 /* The last block of an output to arrive merges the units. */
-template <int NT> __device__ void merge_units(const attend_args &a, const attend_unit &u, uint32_t unit, int head_group, const float *o,
+template <int NT> __device__ void merge_units(const attend_args &a, const attend_unit &u, uint32_t unit, int head_group, float *o,
                                               const float *max_sum, bool *is_last) {
     constexpr int N_COLS = 8 * NT;
     float4 *mine = reinterpret_cast<float4 *>(a.partial + (size_t)unit * N_COLS * HD);
@@ -366,29 +389,43 @@ template <int NT> __device__ void merge_units(const attend_args &a, const attend
         a.arrived[u.output] = 0;
     const float4 *all = reinterpret_cast<const float4 *>(a.partial + (size_t)u.first_unit * N_COLS * HD);
     const float2 *all_max = reinterpret_cast<const float2 *>(a.partial_max) + (size_t)u.first_unit * N_COLS;
-    for (int i = threadIdx.x; i < (int)u.n_cols * (HD / 4); i += blockDim.x) {
-        int col = i / (HD / 4);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float *maxes = o, *sums = o + N_COLS; /* of all units, per column */
+    for (int col = warp; col < (int)u.n_cols; col += N_WARPS) {
         float max = NO_MAX, sum = 0.0f;
-        float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
-        for (uint32_t n = 0; n < u.n_units; n++)
+        for (int n = lane; n < (int)u.n_units; n += 32)
             max = fmaxf(max, __ldcg(&all_max[(size_t)n * N_COLS + col]).x);
-#pragma unroll 8
+        for (int k = 16; k > 0; k /= 2)
+            max = fmaxf(max, __shfl_xor_sync(~0u, max, k));
+        for (int n = lane; n < (int)u.n_units; n += 32) {
+            float2 part = __ldcg(&all_max[(size_t)n * N_COLS + col]);
+            sum += part.y * exp2_fast(part.x - max);
+        }
+        for (int k = 16; k > 0; k /= 2)
+            sum += __shfl_xor_sync(~0u, sum, k);
+        if (lane == 0) {
+            maxes[col] = max;
+            sums[col] = sum;
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < (int)u.n_cols * (HD / 4); i += blockDim.x) {
+        int col = i / (HD / 4), d = i % (HD / 4) * 4;
+        float max = maxes[col];
+        float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 16
         for (uint32_t n = 0; n < u.n_units; n++) {
             float4 part = __ldcg(&all[(size_t)n * N_COLS * (HD / 4) + i]);
-            float2 part_max = __ldcg(&all_max[(size_t)n * N_COLS + col]);
-            float factor = exp2_fast(part_max.x - max);
-            sum += factor * part_max.y;
+            float factor = exp2_fast(__ldcg(&all_max[(size_t)n * N_COLS + col]).x - max);
             value.x += factor * part.x;
             value.y += factor * part.y;
             value.z += factor * part.z;
             value.w += factor * part.w;
         }
-        int d = i % (HD / 4) * 4;
-        write_output(a, u, head_group, col, d, value.x, max, sum);
-        write_output(a, u, head_group, col, d + 1, value.y, max, sum);
-        write_output(a, u, head_group, col, d + 2, value.z, max, sum);
-        write_output(a, u, head_group, col, d + 3, value.w, max, sum);
+        write_output(a, u, head_group, col, d, value.x, max, sums[col]);
+        write_output(a, u, head_group, col, d + 1, value.y, max, sums[col]);
+        write_output(a, u, head_group, col, d + 2, value.z, max, sums[col]);
+        write_output(a, u, head_group, col, d + 3, value.w, max, sums[col]);
     }
 }
 
@@ -428,7 +465,7 @@ template <int NT> __device__ void run_unit(const attend_args &a, uint32_t unit, 
     else
         walk<NT, 1>(w, k, v, out);
     __syncthreads();
-    float *max_sum = floats + N_COLS * LD;
+    float *max_sum = floats + N_WARPS * N_COLS * LD;
     merge_warps<NT>(w, v, out, floats, max_sum);
     if (w.u.n_units == 1) {
         for (int i = threadIdx.x; i < (int)w.u.n_cols * HD; i += blockDim.x)
@@ -441,7 +478,7 @@ template <int NT> __device__ void run_unit(const attend_args &a, uint32_t unit, 
     __syncthreads();
 }
 
-template <int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT == 1 && HD <= 128 ? 3 : HD * NT <= 256 ? 2 : 1)
+template <int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT == 1 && HD <= 128 ? 4 : HD * NT <= 256 ? 2 : 1)
     attend_kernel(const __grid_constant__ attend_args a) {
     extern __shared__ __align__(128) uint8_t memory[];
     let_next_start();
@@ -450,14 +487,20 @@ template <int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT == 1 && HD 
         run_unit<NT>(a, unit, memory);
 }
 
+/* Columns, then the rings, where the merge has its scratch as well. */
+template <int NT> size_t shared_bytes(uint32_t ring_bytes) {
+    size_t merge = (N_WARPS * 8 * NT * LD + (2 + 2 * N_WARPS) * 8 * NT + 4) * sizeof(float), rings = N_WARPS * (size_t)ring_bytes;
+    return (sizeof(column_block<HD, NT>) + 127) / 128 * 128 + (merge > rings ? merge : rings);
+}
+
 template <int NT> cudaError_t launch_for(const attend_args *args, uint32_t n_blocks, cudaStream_t stream) {
-    size_t shared = (sizeof(column_block<HD, NT>) + 127) / 128 * 128 + N_WARPS * (size_t)args->ring_bytes;
+    size_t shared = shared_bytes<NT>(args->ring_bytes);
     return launch(attend_kernel<NT>, dim3(n_blocks), 32 * N_WARPS, shared, stream, *args);
 }
 
 template <int NT> int blocks_per_sm(uint32_t ring_bytes) {
     int n = 0;
-    size_t shared = (sizeof(column_block<HD, NT>) + 127) / 128 * 128 + N_WARPS * (size_t)ring_bytes;
+    size_t shared = shared_bytes<NT>(ring_bytes);
     if (cudaFuncSetAttribute(attend_kernel<NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) != cudaSuccess ||
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, attend_kernel<NT>, 32 * N_WARPS, shared) != cudaSuccess)
         return 0;

@@ -139,7 +139,7 @@ __device__ __forceinline__ void score_channel(const uint8_t *codes, const uint8_
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 s[b][nt][i] = 0.0f;
-#pragma unroll
+#pragma unroll 2 /* not further: the loop must fit the instruction cache beside the other warps' places in it */
     for (int j = 0; j < N_J; j++) {
         uint32_t w[W], a[4][NB];
         load_words<BITS>(codes, j, N_J, b0, lane, w);
@@ -195,7 +195,7 @@ __device__ __forceinline__ void score_token(const uint8_t *codes, const uint8_t 
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 s[b][nt][i] = 0.0f;
-#pragma unroll
+#pragma unroll 1
     for (int g = 0; g < NG; g++) {
         float c[NB][NT][4];
 #pragma unroll

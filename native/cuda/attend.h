@@ -6,7 +6,7 @@
 
 #include "format.h"
 
-/* Shared memory of a warp's ring: two stages of f16 tiles and of tiles of these sides. */
+/* Shared memory of a warp's ring: one or two stages of tiles of these sides, at least one of f16 tiles. */
 uint32_t attend_ring_bytes(uint32_t head_dim, const tile_side *k, const tile_side *v);
 /* n_tiles: column tiles of 8, 1 or 2. 0 if there is no kernel for the head_dim, or no room for it. */
 int attend_blocks_per_sm(uint32_t head_dim, int n_tiles, uint32_t ring_bytes);

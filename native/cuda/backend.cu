@@ -15,7 +15,7 @@
 
 namespace {
 
-enum { MAX_ROPES = 4, MAX_VARIANTS = 16, MAX_GRAPHS = 64, STAGING_BYTES = 64 << 20, MAX_SPANS = 1 << 12, MAX_BLOCKS = 1024 };
+enum { MAX_ROPES = 4, MAX_VARIANTS = 32, MAX_GRAPHS = 64, STAGING_BYTES = 64 << 20, MAX_SPANS = 1 << 12, MAX_BLOCKS = 1024 };
 
 /* A way to cut a step's attention, shared by the layers that cut alike. */
 struct variant {
@@ -47,6 +47,7 @@ struct step_arrays { /* the same arrays in pinned host memory and on the device 
     uint32_t *positions, *logit_rows;
     uint32_t *pages[KVQ_MAX_GROUPS];  /* (n_batch) f16 page of each row */
     uint32_t *tables[KVQ_MAX_GROUPS]; /* page tables, span after span */
+    unsigned long long *n_bad;        /* elements of keys and values that were not finite half floats */
     encode_job *jobs;
 };
 
@@ -69,7 +70,7 @@ struct cuda_backend {
     } ropes[MAX_ROPES];
     uint32_t n_ropes;
     uint4 *fragments;
-    float *x_scale, *x_sums;
+    float *x_sums;
     uint8_t *staging;
     variant variants[MAX_VARIANTS];
     uint32_t n_variants, variants_used;
@@ -400,8 +401,11 @@ void run_graph(cuda_backend *c, bool run) {
     if (run && c->error == cudaSuccess && c->refusal == NULL) {
         note(c, cudaGraphLaunch(exec, c->stream));
         run_encodes(c);
+        note(c, cudaMemcpyAsync(c->host.n_bad, c->device.n_bad, sizeof *c->host.n_bad, cudaMemcpyDeviceToHost, c->stream));
     }
     note(c, cudaStreamSynchronize(c->stream));
+    if (run && c->error == cudaSuccess)
+        c->base.n_bad_elements = *c->host.n_bad;
     if (c->replay == NULL && exec != NULL) {
         bool keep = is_decode(c->batch) && c->error == cudaSuccess && c->refusal == NULL && c->n_graphs < MAX_GRAPHS;
         if (keep)
@@ -443,7 +447,7 @@ void op_norm(kvq_backend *be, const float *x, const kvq_weight *w, float eps, ui
     if (c->replay != NULL)
         return;
     flush_norm(c);
-    if (add || x == y || n_rows > LINEAR_MAX_ROWS) {
+    if (add || x == y || n_rows > LINEAR_MAX_ROWS || w->n_in % 4 != 0) {
         launch_norm(x, vector_of(w), eps, w->n_in, n_rows, add, y, c->stream);
         return;
     }
@@ -481,12 +485,11 @@ void run_linear(cuda_backend *c, const float *x, uint32_t n_rows, uint32_t n_in,
     for (uint32_t first = 0; first < n_rows; first += LINEAR_MAX_ROWS) {
         args.n_rows = n_rows - first < LINEAR_MAX_ROWS ? n_rows - first : LINEAR_MAX_ROWS;
         args.x = c->fragments;
-        args.x_scale = c->x_scale;
         args.x_sums = c->x_sums;
         for (uint32_t i = 0; i < args.n && (i == 0 || !args.gated); i++)
             args.y[i] = y[i] + (size_t)first * args.w[i].n_out;
         launch_fragments(source + (size_t)first * n_in, norm, eps, n_in, args.n_rows, linear_tiles(args.n_rows), c->fragments,
-                         c->x_scale, c->x_sums, c->stream);
+                         c->x_sums, c->stream);
         launch_linears(args, c->stream);
     }
 }
@@ -570,6 +573,7 @@ void op_store(kvq_backend *be, const kvq_heads *h) {
     a.positions = c->device.positions;
     a.pages = c->device.pages[h->group];
     a.raw = (__half *)h->kv->raw;
+    a.n_bad = c->device.n_bad;
     a.norm_eps = h->norm_eps;
     a.n_head = h->n_head;
     a.n_head_kv = h->n_head_kv;
@@ -614,6 +618,10 @@ void op_attend(kvq_backend *be, const kvq_attention *t) {
     tile_format format;
     if (!describe_codec(kv->k, kv->head_dim, &a.k, &format) || !describe_codec(kv->v, kv->head_dim, &a.v, &format)) {
         c->refusal = "attention: a KV type that the GPU has no kernel for";
+        return;
+    }
+    if (kv->key_bias != NULL) {
+        c->refusal = "attention: keys with a bias in an encoded cache are not implemented on the GPU; kv f16 works, so does the cpu";
         return;
     }
     if (t->sink_logits != NULL) {
@@ -705,7 +713,6 @@ void op_destroy(kvq_backend *be) {
     cudaFree(c->device.tokens);
     cudaFree(c->ropes[0].device);
     cudaFree(c->fragments);
-    cudaFree(c->x_scale);
     cudaFree(c->x_sums);
     cudaFree(c->staging);
     if (c->stream != NULL)
@@ -759,12 +766,14 @@ size_t lay_out(const cuda_backend *c, uint8_t *memory, step_arrays *a) {
         a->tables[group] = (uint32_t *)(memory + at);
         at += table;
     }
+    a->n_bad = (unsigned long long *)(memory + at);
+    at += 256;
     a->jobs = (encode_job *)(memory + at);
     return at + round_256(c->max_jobs * sizeof(encode_job));
 }
 
 struct scratch_sizes {
-    size_t arrays, fragments, x_scale, x_sums, ropes;
+    size_t arrays, fragments, x_sums, ropes;
 };
 
 /* Fills in what follows from the limits, and the sizes. */
@@ -777,10 +786,9 @@ scratch_sizes size_scratch(cuda_backend *c) {
     c->max_encodes = 1024;
     s.arrays = lay_out(c, NULL, &c->device);
     s.fragments = n_steps * (LINEAR_MAX_ROWS / 8) * 1024;
-    s.x_scale = LINEAR_MAX_ROWS * sizeof(float);
     s.x_sums = n_steps * 4 * LINEAR_MAX_ROWS * sizeof(float);
     s.ropes = MAX_ROPES * KVQ_MAX_HEAD_DIM * sizeof(float);
-    c->n_scratch_bytes = s.arrays + s.fragments + s.x_scale + s.x_sums + s.ropes + STAGING_BYTES + variant_bytes(c, 16);
+    c->n_scratch_bytes = s.arrays + s.fragments + s.x_sums + s.ropes + STAGING_BYTES + variant_bytes(c, 16);
     return s;
 }
 
@@ -796,7 +804,6 @@ pykvq_status prepare(cuda_backend *c) {
         return fail(PYKVQ_E_MEMORY, "batch: no %zu bytes of pinned host memory", s.arrays);
     lay_out(c, (uint8_t *)memory, &c->host);
     KVQ_TRY(take(c, s.fragments, "activation fragments", (void **)&c->fragments));
-    KVQ_TRY(take(c, s.x_scale, "activation scales", (void **)&c->x_scale));
     KVQ_TRY(take(c, s.x_sums, "activation sums", (void **)&c->x_sums));
     KVQ_TRY(take(c, STAGING_BYTES, "weight staging", (void **)&c->staging));
     KVQ_TRY(take(c, s.ropes, "RoPE frequencies", &memory));
@@ -845,6 +852,8 @@ size_t scratch_bytes(const kvq_backend_limits *limits) {
 pykvq_status create(const kvq_backend_limits *limits, kvq_backend **out) {
     *out = NULL;
     KVQ_TRY(check_device());
+    if (limits->exact)
+        return fail(PYKVQ_E_UNSUPPORTED, "device 'cuda': exact engines are for the cpu");
     if (limits->n_seq > MAX_SPANS)
         return fail(PYKVQ_E_UNSUPPORTED, "device 'cuda': %u sequences, the most is %d", limits->n_seq, MAX_SPANS);
     cuda_backend *c = (cuda_backend *)calloc(1, sizeof *c);

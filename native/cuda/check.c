@@ -290,8 +290,8 @@ static int check_kv(void) {
     static const uint32_t head_dims[] = {16, 32, 64, 80, 96, 112, 128, 256}, lengths[] = {1, 63, 64, 65, 256, 331};
     uint32_t n_checks = 0;
     for (size_t h = 0; h < sizeof head_dims / sizeof head_dims[0]; h++) {
-        kvq_backend *be = open_backend(head_dims[h], 256, 4, 64);
-        for (uint32_t i = 0; i < kvq_kv_type_count(); i++)
+        for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
+            kvq_backend *be = open_backend(head_dims[h], 256, 4, 64);
             for (uint32_t j = 0; j < kvq_kv_type_count(); j++) {
                 const kvq_kv_type *a = kvq_kv_type_at(i), *b = kvq_kv_type_at(j);
                 if (!supported(be, a) || !supported(be, b))
@@ -309,7 +309,8 @@ static int check_kv(void) {
                 check_pair(be, a->k, b->v, head_dims[h], 3, 1, 64 * 9 + 3, 0, 30.0f);
                 n_checks += 4;
             }
-        be->ops->destroy(be);
+            be->ops->destroy(be);
+        }
     }
     printf("%u checks, %u failed\n", n_checks, n_failed);
     return n_failed > 0;

@@ -66,6 +66,13 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
+inline bool kernels_may_overlap() { /* from compute capability 9.0 on */
+    static int major = 0;
+    if (major == 0)
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    return major >= 9;
+}
+
 /* A launch that may start before the previous kernel of the stream is complete; see above. */
 template <typename... P, typename... A>
 inline cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned n_threads, size_t shared, cudaStream_t stream, A... args) {
@@ -78,7 +85,7 @@ inline cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned n_threads, s
     config.dynamicSmemBytes = shared;
     config.stream = stream;
     config.attrs = &attribute;
-    config.numAttrs = 1;
+    config.numAttrs = kernels_may_overlap() ? 1 : 0;
     return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 

@@ -23,9 +23,8 @@ typedef struct linear_args {
     const float *bias[3]; /* or NULL */
     float *y[3];
     uint32_t n, n_rows;
-    const uint4 *x;       /* B fragments of the rows, each divided by its scale */
-    const float *x_scale; /* (n_rows) */
-    const float *x_sums;  /* (step, 4, tokens) of 16 columns each, of the fragments' values */
+    const uint4 *x;      /* B fragments of the rows */
+    const float *x_sums; /* of their values over 16 columns */
     bool add;
     bool gated; /* y[0] = act(x . w[0]) * (x . w[1]) */
     uint32_t activation;
@@ -34,7 +33,7 @@ typedef struct linear_args {
 uint32_t linear_tiles(uint32_t n_rows); /* column tiles of 8 that the fragments are laid out for */
 /* x (n_rows, n_in), through an RMS norm if w is given */
 void launch_fragments(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_rows, uint32_t n_tiles, uint4 *fragments,
-                      float *x_scale, float *x_sums, cudaStream_t stream);
+                      float *x_sums, cudaStream_t stream);
 void launch_linear(const linear_args &args, cudaStream_t stream); /* matrices of one kind */
 
 /* ---- row.cu ---- */
@@ -44,6 +43,7 @@ typedef struct store_args { /* kvq_heads, on the device */
     const float *k, *v, *q_norm, *k_norm, *inv_freq;
     const uint32_t *positions, *pages; /* (n_tokens) positions; f16 pages that they lie in */
     __half *raw;
+    unsigned long long *n_bad; /* counts elements that no half float can hold */
     float norm_eps, magnitude;
     uint32_t n_head, n_head_kv, head_dim, n_rot;
     bool interleaved;

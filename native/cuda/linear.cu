@@ -2,8 +2,7 @@
  * Matrix products of few rows (1 to 64 tokens): y = x . w^T on tensor cores, weights dequantized to half pairs in registers.
  *
  * W is the A operand (16 rows x 16 columns), x the B operand: 8 NT tokens. A block owns 16 rows; its eight warps take every
- * eighth step of 64 columns and are summed in shared memory. x comes as B fragments of halves, each token divided by its
- * largest element (fragments_kernel), which the epilogue multiplies back.
+ * eighth step of 64 columns and are summed in shared memory. x comes as B fragments of halves (fragments_kernel).
  *
  * It must read the weights once: bytes / 4.5 TB/s. Codes are multiplied as they are (f16 subnormals), scales come after, so
  * that 4 bits cost about 2 instructions per weight, 0.45 of the issue slots of that time.
@@ -14,6 +13,7 @@
 namespace {
 
 constexpr int N_WARPS = 8;
+constexpr float X_UNIT = 64.0f; /* fragments hold x / 64 as halves: |x| up to 4 million, steps of 4e-6 */
 
 template <int KIND> struct kind_traits {
     static constexpr int N_CODES = KIND == W_F16 ? 4 : KIND == W_Q8 ? 2 : 1;             /* 16-byte words of codes of a step */
@@ -35,7 +35,7 @@ __device__ __forceinline__ void load_quad(const matrix &m, uint32_t rb, uint32_t
     const uint4 *codes = m.codes + at * 32 * N + lane;
 #pragma unroll
     for (int s = 0; s < QUAD; s++) {
-        if (quad * QUAD + s >= m.n_steps)
+        if (KIND < W_Q4K && quad * QUAD + s >= m.n_steps)
             break;
 #pragma unroll
         for (int i = 0; i < N; i++)
@@ -194,56 +194,63 @@ __device__ __forceinline__ void multiply_step(const quad_data<KIND> &d, int s, c
     }
 }
 
-/* Rows of block rb: warp w takes every eighth quad. The first weights are asked for before x is there: they depend on nothing. */
+/* Rows of block rb: this warp takes quads warp, warp + n_warps, ... The first weights are asked for before x is there: they depend on nothing. */
 template <int KIND, int NT>
-__device__ __forceinline__ void multiply(const linear_args &a, const matrix &m, uint32_t rb, int warp, int lane, bool wait, float (&y)[NT][4]) {
+__device__ __forceinline__ void multiply(const linear_args &a, const matrix &m, uint32_t rb, int warp, int n_warps, int lane, float (&y)[NT][4]) {
     constexpr int AHEAD = NT >= 4 || KIND == W_F16 || KIND == W_Q8 ? 1 : 2; /* quads in flight */
     uint32_t n = n_quads(m.n_steps);
     quad_data<KIND> d[AHEAD];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++)
-        if (warp + i * N_WARPS < n)
-            load_quad<KIND>(m, rb, warp + i * N_WARPS, lane, d[i]);
-    if (wait)
-        wait_for_previous();
+        if (warp + i * n_warps < n)
+            load_quad<KIND>(m, rb, warp + i * n_warps, lane, d[i]);
+    wait_for_previous();
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
             y[nt][i] = 0.0f;
 #pragma unroll 1
-    for (uint32_t first = warp; first < n; first += AHEAD * N_WARPS) {
+    for (uint32_t first = warp; first < n; first += AHEAD * n_warps) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            uint32_t quad = first + i * N_WARPS;
+            uint32_t quad = first + i * n_warps;
             if (quad >= n)
                 break;
+            constexpr int X = NT == 1 ? 2 : 1; /* steps of x in flight */
+            step_x<NT> x[X];
+            load_x<KIND, NT>(a, quad * QUAD, lane, x[0]);
 #pragma unroll
             for (int s = 0; s < QUAD; s++) {
-                if (quad * QUAD + s >= m.n_steps)
+                if (KIND < W_Q4K && quad * QUAD + s >= m.n_steps) /* rows of K kinds are whole quads */
                     break;
-                step_x<NT> x;
-                load_x<KIND, NT>(a, quad * QUAD + s, lane, x);
-                multiply_step<KIND, NT>(d[i], s, x, y);
+                if (X == 2 && s + 1 < QUAD && (KIND >= W_Q4K || quad * QUAD + s + 1 < m.n_steps))
+                    load_x<KIND, NT>(a, quad * QUAD + s + 1, lane, x[(s + 1) % X]);
+                multiply_step<KIND, NT>(d[i], s, x[s % X], y);
+                if (X == 1 && s + 1 < QUAD && (KIND >= W_Q4K || quad * QUAD + s + 1 < m.n_steps))
+                    load_x<KIND, NT>(a, quad * QUAD + s + 1, lane, x[0]);
             }
-            if (quad + AHEAD * N_WARPS < n)
-                load_quad<KIND>(m, rb, quad + AHEAD * N_WARPS, lane, d[i]);
+            if (quad + AHEAD * n_warps < n)
+                load_quad<KIND>(m, rb, quad + AHEAD * n_warps, lane, d[i]);
         }
     }
 }
 
-/* Sums the warps: sums (16 rows, 8 NT columns) in shared memory. */
-template <int NT> __device__ __forceinline__ void sum_warps(const float (&c)[NT][4], int warp, int lane, float *sums, float *all) {
+/* Sums the warps, or each half of them: sums (n_parts, 16 rows, 8 NT columns) in shared memory. */
+template <int NT>
+__device__ __forceinline__ void sum_warps(const float (&c)[NT][4], int warp, int lane, int n_parts, float *sums, float *all) {
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
             all[(warp * ROWS + lane / 4 + 8 * (i / 2)) * (8 * NT + 1) + 8 * nt + lane % 4 * 2 + i % 2] = c[nt][i];
     __syncthreads();
-    for (int i = threadIdx.x; i < ROWS * 8 * NT; i += blockDim.x) {
+    int n_warps = N_WARPS / n_parts;
+    for (int i = threadIdx.x; i < n_parts * ROWS * 8 * NT; i += blockDim.x) {
+        int part = i / (ROWS * 8 * NT), at = i % (ROWS * 8 * NT);
         float sum = 0.0f;
-        for (int w = 0; w < N_WARPS; w++)
-            sum += all[(w * ROWS + i / (8 * NT)) * (8 * NT + 1) + i % (8 * NT)];
+        for (int w = part * n_warps; w < (part + 1) * n_warps; w++)
+            sum += all[(w * ROWS + at / (8 * NT)) * (8 * NT + 1) + at % (8 * NT)];
         sums[i] = sum;
     }
     __syncthreads();
@@ -256,96 +263,88 @@ __device__ __forceinline__ float activate(uint32_t activation, float x) {
 }
 
 template <int KIND, int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT <= 2 ? 2 : 1) linear_kernel(const __grid_constant__ linear_args a) {
-    __shared__ float all[N_WARPS * ROWS * (8 * NT + 1)], sums[2][ROWS * 8 * NT];
+    __shared__ float all[N_WARPS * ROWS * (8 * NT + 1)], sums[2 * ROWS * 8 * NT];
     let_next_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t rb = blockIdx.x, i = 0;
     while (!a.gated && rb >= (a.w[i].n_out + ROWS - 1) / ROWS)
         rb -= (a.w[i++].n_out + ROWS - 1) / ROWS;
-    for (int part = 0; part < (a.gated ? 2 : 1); part++) {
-        float y[NT][4];
-        multiply<KIND, NT>(a, a.w[i + part], rb, warp, lane, part == 0, y);
-        sum_warps<NT>(y, warp, lane, sums[part], all);
-    }
+    int n_parts = a.gated ? 2 : 1, n_warps = N_WARPS / n_parts; /* gated: half of the warps for each matrix */
+    float y[NT][4];
+    multiply<KIND, NT>(a, a.w[i + warp / n_warps], rb, warp % n_warps, n_warps, lane, y);
+    sum_warps<NT>(y, warp, lane, n_parts, sums, all);
     uint32_t n_out = a.w[i].n_out;
     for (uint32_t e = threadIdx.x; e < ROWS * 8 * NT; e += blockDim.x) {
         uint32_t token = e / ROWS, row = rb * ROWS + e % ROWS, at = e % ROWS * 8 * NT + token;
         if (token >= a.n_rows || row >= n_out)
             continue;
-        float *y = &a.y[i][(size_t)token * n_out + row], value = sums[0][at] * a.x_scale[token];
+        float *to = &a.y[i][(size_t)token * n_out + row], value = sums[at] * X_UNIT;
         if (a.gated)
-            value = activate(a.activation, value) * (sums[1][at] * a.x_scale[token]);
+            value = activate(a.activation, value) * (sums[ROWS * 8 * NT + at] * X_UNIT);
         if (a.bias[i] != NULL)
             value += a.bias[i][row];
-        *y = a.add ? *y + value : value;
+        *to = a.add ? *to + value : value;
     }
 }
 
 /* ---- x as B fragments ---- */
 
-/* Sum of .x and largest .y over the block. */
-__device__ float2 reduce_block(float2 v, float2 *shared) {
-    for (int turn = 0; turn < 2; turn++) {
-        for (int k = 16; k > 0; k /= 2) {
-            v.x += __shfl_xor_sync(~0u, v.x, k);
-            v.y = fmaxf(v.y, __shfl_xor_sync(~0u, v.y, k));
-        }
-        if (turn == 1)
-            return v;
-        if (threadIdx.x % 32 == 0)
-            shared[threadIdx.x / 32] = v;
-        __syncthreads();
-        v = threadIdx.x % 32 < blockDim.x / 32 ? shared[threadIdx.x % 32] : make_float2(0.0f, 0.0f);
-    }
-    return v;
-}
+enum { FRAGMENT_THREADS = 256 };
 
 /*
- * One block per token: RMS norm if w is given, then B fragments (step, NT, lane, b, 2 registers) and their sums over 16 columns
- * (step, NT, lane % 4, b, 2 tokens). The fragments are x over its largest element, the scale brings that back.
+ * Blocks (token, 512 columns): RMS norm if w is given, then B fragments (step, NT, lane, b, 2 registers) and their sums over 16
+ * columns (step, NT, lane % 4, b, 2 tokens). Each block sums the squares of the whole row anew: that is faster than another launch.
  */
-__global__ void fragments_kernel(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_steps, uint32_t nt_total,
-                                 uint4 *fragments, float *x_scale, float *x_sums) {
-    __shared__ float2 shared[32];
+__global__ void __launch_bounds__(FRAGMENT_THREADS)
+    fragments_kernel(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_steps, uint32_t nt_total, uint4 *fragments,
+                     float *x_sums) {
+    __shared__ float shared[FRAGMENT_THREADS / 32];
     let_next_start();
+    uint32_t token = blockIdx.y, i = blockIdx.x * FRAGMENT_THREADS + threadIdx.x, k = 2 * i;
+    bool has_low = k < n_in, has_high = k + 1 < n_in;
+    float w_low = w != NULL && has_low ? w[k] : 1.0f, w_high = w != NULL && has_high ? w[k + 1] : 1.0f;
     wait_for_previous();
-    uint32_t token = blockIdx.x;
     const float *row = x + (size_t)token * n_in;
-    float2 v = make_float2(0.0f, 0.0f);
+    float factor = 1.0f / X_UNIT;
+    if (w != NULL) {
+        float squares = 0.0f;
+        const float4 *row4 = reinterpret_cast<const float4 *>(row); /* rows of normed activations are whole quadruples */
 #pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < n_in; i += blockDim.x) {
-        float value = row[i];
-        v.x += value * value;
-        v.y = fmaxf(v.y, fabsf(w != NULL ? value * w[i] : value));
+        for (uint32_t n = threadIdx.x; n < n_in / 4; n += FRAGMENT_THREADS) {
+            float4 v = row4[n];
+            squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        }
+        for (int n = 16; n > 0; n /= 2)
+            squares += __shfl_xor_sync(~0u, squares, n);
+        if (threadIdx.x % 32 == 0)
+            shared[threadIdx.x / 32] = squares;
+        __syncthreads();
+        squares = 0.0f;
+        for (int n = 0; n < FRAGMENT_THREADS / 32; n++)
+            squares += shared[n];
+        factor *= rsqrtf(squares / n_in + eps);
     }
-    v = reduce_block(v, shared);
-    float norm = v.y > 0.0f ? 1.0f / v.y : 0.0f;
-    __half2 *out = reinterpret_cast<__half2 *>(fragments);
-#pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < n_steps * STEP / 2; i += blockDim.x) {
-        uint32_t k = 2 * i, step = k / STEP, b = k % STEP / 16, c = k % 16, lane = token % 8 * 4 + c % 8 / 2;
-        float low = k < n_in ? row[k] : 0.0f, high = k + 1 < n_in ? row[k + 1] : 0.0f;
-        if (w != NULL && k < n_in)
-            low *= w[k], high *= k + 1 < n_in ? w[k + 1] : 0.0f;
-        __half2 pair = __floats2half2_rn(low * norm, high * norm);
-        size_t tile = (size_t)step * nt_total + token / 8;
-        out[(tile * 32 + lane) * 8 + 2 * b + c / 8] = pair;
-        float sum = __low2float(pair) + __high2float(pair); /* 8 threads hold the 16 columns of a fragment */
-        for (int n = 1; n < 8; n *= 2)
-            sum += __shfl_xor_sync(~0u, sum, n);
-        if (c == 0)
-            x_sums[((tile * 4 + token % 8 / 2) * 4 + b) * 2 + token % 2] = sum;
-    }
-    if (threadIdx.x == 0)
-        x_scale[token] = v.y * (w != NULL ? rsqrtf(v.x / n_in + eps) : 1.0f);
+    if (k >= n_steps * STEP)
+        return; /* whole warps: a step is 32 threads */
+    float low = has_low ? row[k] * w_low * factor : 0.0f, high = has_high ? row[k + 1] * w_high * factor : 0.0f;
+    uint32_t b = k % STEP / 16, c = k % 16, lane = token % 8 * 4 + c % 8 / 2;
+    __half2 pair = __floats2half2_rn(low, high);
+    size_t tile = (size_t)(k / STEP) * nt_total + token / 8;
+    reinterpret_cast<__half2 *>(fragments)[(tile * 32 + lane) * 8 + 2 * b + c / 8] = pair;
+    float sum = __low2float(pair) + __high2float(pair); /* 8 threads hold the 16 columns of a fragment */
+    for (int n = 1; n < 8; n *= 2)
+        sum += __shfl_xor_sync(~0u, sum, n);
+    if (c == 0)
+        x_sums[((tile * 4 + token % 8 / 2) * 4 + b) * 2 + token % 2] = sum;
 }
 
 } // namespace
 
 void launch_fragments(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_rows, uint32_t n_tiles, uint4 *fragments,
-                      float *x_scale, float *x_sums, cudaStream_t stream) {
-    launch(fragments_kernel, dim3(n_rows), n_in >= 1024 ? 1024 : 256, 0, stream, x, w, eps, n_in, (n_in + STEP - 1) / STEP, n_tiles,
-           fragments, x_scale, x_sums);
+                      float *x_sums, cudaStream_t stream) {
+    uint32_t n_steps = (n_in + STEP - 1) / STEP;
+    dim3 grid((n_steps * STEP / 2 + FRAGMENT_THREADS - 1) / FRAGMENT_THREADS, n_rows);
+    launch(fragments_kernel, grid, FRAGMENT_THREADS, 0, stream, x, w, eps, n_in, n_steps, n_tiles, fragments, x_sums);
 }
 
 uint32_t linear_tiles(uint32_t n_rows) {

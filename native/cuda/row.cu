@@ -96,8 +96,17 @@ __global__ void store_kernel(const __grid_constant__ store_args a) {
         return;
     }
     __half *tile = a.raw + ((size_t)a.pages[row] * n_kv + kv_head) * 2 * TILE_TOKENS * hd + (is_k ? 0 : TILE_TOKENS * hd);
-    for (uint32_t d = lane; d < hd; d += 32)
-        tile[place_half(is_k, hd, pos % TILE_TOKENS, d)] = __float2half_rn(x[d]);
+    uint32_t n_bad = 0;
+    for (uint32_t d = lane; d < hd; d += 32) {
+        float value = x[d];
+        bool good = fabsf(value) <= 65504.0f;
+        n_bad += !good;
+        if (!good) /* NaN becomes 0, what is too large the largest */
+            value = value > 0.0f ? 65504.0f : value < 0.0f ? -65504.0f : 0.0f;
+        tile[place_half(is_k, hd, pos % TILE_TOKENS, d)] = __float2half_rn(value);
+    }
+    if (n_bad > 0)
+        atomicAdd(a.n_bad, n_bad);
 }
 
 } // namespace

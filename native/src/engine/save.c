@@ -169,8 +169,17 @@ static pykvq_status write_file(const pykvq_seq *seq, const char *path, const cha
     return status;
 }
 
+/* Files hold pages in the canonical order, which is that of backends with host memory. */
+static pykvq_status check_order(const pykvq_engine *e) {
+    const kvq_backend_ops *ops = e->forward.be->ops;
+    return ops->host_memory ? PYKVQ_OK
+                            : kvq_fail(PYKVQ_E_UNSUPPORTED, "sequence: saving and loading are not implemented on device '%s'",
+                                       ops->name);
+}
+
 pykvq_status pykvq_seq_save(pykvq_seq *seq, const char *path) {
     pykvq_engine *e = seq->engine;
+    KVQ_TRY(check_order(e));
     KVQ_TRY(kvq_engine_enter(e));
     size_t n_buffer = largest_page(e) + KVQ_MAX_GROUPS * e->layout.n_tiles, n_name = strlen(path) + 32;
     void *buffer, *temporary = NULL;
@@ -349,6 +358,7 @@ static pykvq_status load(pykvq_seq *seq, const char *path) {
 }
 
 pykvq_status pykvq_seq_load(pykvq_seq *seq, const char *path) {
+    KVQ_TRY(check_order(seq->engine));
     KVQ_TRY(kvq_engine_enter(seq->engine));
     pykvq_status status = load(seq, path);
     kvq_engine_leave(seq->engine);
