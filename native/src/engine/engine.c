@@ -113,24 +113,27 @@ static pykvq_status create_key_biases(pykvq_engine *e) {
     return status;
 }
 
+/* All pages of all layers are one allocation, which large memory pages can back. */
 static pykvq_status create_cache(pykvq_engine *e) {
     const kvq_hparams *h = &e->model->h;
     kvq_backend *be = e->forward.be;
     KVQ_TRY(kvq_alloc_array((void **)&e->forward.kv, h->n_layer, sizeof(kvq_kv_layer), "KV layers"));
+    KVQ_TRY(be->ops->alloc(be, e->layout.n_cache_bytes, "KV cache", &e->cache));
+    uint8_t *next = e->cache;
     for (uint32_t i = 0; i < h->n_layer; i++) {
         kvq_kv_layer *kv = &e->forward.kv[i];
         const kvq_group *g = &e->groups[e->model->weights.layers[i].windowed];
         *kv = (kvq_kv_layer){
             .n_head_kv = h->n_head_kv, .head_dim = h->head_dim, .k = e->layout.spec.k[i], .v = e->layout.spec.v[i]};
-        size_t raw_bytes = g->n_raw_pages * kvq_raw_head_halfs(kv) * h->n_head_kv * sizeof(uint16_t);
-        KVQ_TRY(be->ops->alloc(be, raw_bytes, "KV pages", (void **)&kv->raw));
+        kv->raw = (uint16_t *)next;
+        next += g->n_raw_pages * kvq_raw_head_halfs(kv) * h->n_head_kv * sizeof(uint16_t);
         if (g->n_coded_pages == 0)
             continue;
         KVQ_TRY(be->ops->kv_check(be, kv->k, kv->v));
         kv->k_tile_bytes = round64(kv->k->tile_bytes(kv->k, h->head_dim));
         kv->v_tile_bytes = round64(kv->v->tile_bytes(kv->v, h->head_dim));
-        size_t coded_bytes = g->n_coded_pages * (kv->k_tile_bytes + kv->v_tile_bytes) * h->n_head_kv;
-        KVQ_TRY(be->ops->alloc(be, coded_bytes, "encoded KV pages", (void **)&kv->coded));
+        kv->coded = next;
+        next += g->n_coded_pages * (kv->k_tile_bytes + kv->v_tile_bytes) * h->n_head_kv;
     }
     for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++) {
         KVQ_TRY(kvq_pool_create(e->groups[i].n_raw_pages, &e->groups[i].raw));
@@ -199,13 +202,9 @@ static void destroy_device_memory(pykvq_engine *e) {
     const kvq_backend_ops *op = f->be->ops;
     if (f->weights.layers != NULL)
         visit_weights(f, free_weight);
-    for (uint32_t i = 0; f->kv != NULL && i < e->model->h.n_layer; i++) {
-        const kvq_kv_layer *kv = &f->kv[i];
-        const kvq_group *g = &e->groups[e->model->weights.layers[i].windowed];
-        kvq_key_bias_destroy((kvq_key_bias *)kv->key_bias);
-        op->free(f->be, kv->raw, g->n_raw_pages * kvq_raw_head_halfs(kv) * kv->n_head_kv * sizeof(uint16_t));
-        op->free(f->be, kv->coded, g->n_coded_pages * (kv->k_tile_bytes + kv->v_tile_bytes) * kv->n_head_kv);
-    }
+    for (uint32_t i = 0; f->kv != NULL && i < e->model->h.n_layer; i++)
+        kvq_key_bias_destroy((kvq_key_bias *)f->kv[i].key_bias);
+    op->free(f->be, e->cache, e->layout.n_cache_bytes);
     op->free(f->be, e->activations, e->layout.n_activation_bytes);
     op->free(f->be, f->logits, e->layout.n_logits_bytes);
     op->destroy(f->be);

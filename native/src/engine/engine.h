@@ -15,6 +15,7 @@ typedef struct kvq_layout {
     uint32_t n_tiles; /* of a full context */
     kvq_kv_spec spec;
     kvq_group groups[KVQ_MAX_GROUPS]; /* without their pools */
+    size_t n_cache_bytes;             /* all pages of all layers */
     size_t n_activation_bytes;        /* of the buffers in kvq_forward but the logits */
     size_t n_logits_bytes;
     size_t n_host_bytes; /* page tables, token lists, batch arrays, copies of the weight table */
@@ -34,6 +35,7 @@ struct pykvq_engine {
     kvq_forward forward;
     float *inv_freq;    /* (2, n_rot / 2) */
     void *activations;  /* layout.n_activation_bytes of backend memory */
+    void *cache;        /* layout.n_cache_bytes of backend memory: the pages of forward.kv */
     float *host_logits; /* (n_vocab) a row on its way to the sampler; NULL where backend memory is host memory */
 
     pykvq_seq **seqs; /* (n_seq) open ones first */

@@ -69,6 +69,7 @@ static pykvq_status size_groups(const pykvq_model *m, kvq_layout *l) {
         g->tail = l->spec.tail;
         if (g->n_layer > 0)
             kvq_group_size_pools(g, l->n_ctx, l->n_seq, l->n_batch);
+        l->n_cache_bytes += g->n_raw_pages * g->raw_page_bytes + g->n_coded_pages * g->coded_page_bytes;
     }
     return PYKVQ_OK;
 }
@@ -166,7 +167,6 @@ void kvq_layout_plan(const pykvq_model *m, const kvq_layout *l, pykvq_plan *out)
     double context_bits = 0, context_elements = 0;
     for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++) {
         const kvq_group *g = &l->groups[i];
-        plan.n_kv_bytes += g->n_raw_pages * g->raw_page_bytes + g->n_coded_pages * g->coded_page_bytes;
         plan.kv_bytes_per_token += (double)(g->coded ? g->coded_page_bytes : g->raw_page_bytes) / KVQ_TILE;
         if (g->n_layer == 0)
             continue;
@@ -177,6 +177,7 @@ void kvq_layout_plan(const pykvq_model *m, const kvq_layout *l, pykvq_plan *out)
         context_elements += n_tiles * g->raw_page_bytes / sizeof(uint16_t);
     }
     plan.kv_bits_per_element = context_bits / context_elements;
+    plan.n_kv_bytes = l->n_cache_bytes;
     plan.n_weight_bytes = pykvq_gguf_n_bytes(m->gguf);
     plan.n_scratch_bytes = l->n_activation_bytes + l->n_logits_bytes + l->n_host_bytes +
                            kvq_backend_scratch_bytes(l->device, &l->limits);
