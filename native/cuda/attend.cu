@@ -1,7 +1,7 @@
 /*
- * Decode attention: one launch for sinks, encoded body and tail of all sequences. A block takes a unit (a run of tiles of one
- * KV head), its four warps take every fourth tile, each through its own ring of asynchronous copies in shared memory; they are
- * merged, and the last block of an output merges the units.
+ * Decode attention: one launch for sinks, encoded body and tail of all sequences. A block takes a unit (a run of tiles of
+ * one KV head), its four warps take every fourth tile, each through its own ring of asynchronous copies in shared memory;
+ * they are merged, and the last block of an output merges the units.
  *
  * Compiled once per head_dim (KVQ_HEAD_DIM), so that the compilations run side by side.
  */
@@ -23,8 +23,9 @@ template <int NT> struct unit_state {
 /* ---- columns ---- */
 
 /* Queries of the unit: rotated if the tiles are, normed by their largest element, as B fragments. x: (columns, LD) */
-template <int NT> __device__ void prepare_columns(const attend_args &a, const attend_unit &u, int head_group, float *x,
-                                                  column_block<HD, NT> *cols) {
+template <int NT>
+__device__ void prepare_columns(const attend_args &a, const attend_unit &u, int head_group, float *x,
+                                column_block<HD, NT> *cols) {
     constexpr int N_COLS = 8 * NT, PER_WARP = N_COLS / N_WARPS, PER_LANE = (HD + 31) / 32;
     bool rotate = u.coded && a.k.rotated;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -84,7 +85,8 @@ __device__ __forceinline__ float capped(float x, float cap) {
 }
 
 /* Cap, then mask what a column does not see. pos: of the first token of the step */
-template <int NT, int NB> __device__ __forceinline__ void cap_and_mask(const unit_state<NT> &w, int pos, float (&s)[NB][NT][4]) {
+template <int NT, int NB>
+__device__ __forceinline__ void cap_and_mask(const unit_state<NT> &w, int pos, float (&s)[NB][NT][4]) {
     const attend_args &a = *w.a;
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
@@ -124,11 +126,12 @@ template <int NT, int NB> __device__ __forceinline__ void cap_and_mask(const uni
         }
 }
 
-#define SCORE_CHANNEL(bits, groups, token) score_channel<HD, NT, NB, bits, groups, token>(codes, meta, b0, w.cols, w.lane, s)
+#define SCORE_CHANNEL(bits, groups, token)                                                                                 \
+    score_channel<HD, NT, NB, bits, groups, token>(codes, meta, b0, w.cols, w.lane, s)
 
 template <int NT, int NB>
-__device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta, int b0,
-                                      float (&s)[NB][NT][4]) {
+__device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta,
+                                      int b0, float (&s)[NB][NT][4]) {
     if constexpr (NB == 2) { /* 8 bits against 8 bits */
         score_token<HD, NT, NB, 8, 32, 128>(codes, meta, b0, w.cols, w.lane, s);
         return;
@@ -168,8 +171,8 @@ __device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, co
 #define MIX_TOKEN(bits, g, zero, channel) mix_token<HD, NT, NB, bits, g, zero, channel>(codes, meta, b0, p, w.lane, out)
 
 template <int NT, int NB>
-__device__ __forceinline__ void mix(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta, int b0,
-                                    uint2 keep, const uint32_t (&p)[NB][NT][2], output_block<HD, NT> &out) {
+__device__ __forceinline__ void mix(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta,
+                                    int b0, uint2 keep, const uint32_t (&p)[NB][NT][2], output_block<HD, NT> &out) {
     if constexpr (NB == 2) {
         MIX_TOKEN(8, 32, false, false);
         return;
@@ -215,14 +218,17 @@ __device__ __forceinline__ void copy_bytes(uint8_t *to, const uint8_t *from, int
 }
 
 /* Steps of 16 NB tokens: this warp takes every fourth of the unit's. */
-template <int NT, int NB> __device__ __forceinline__ void walk(const unit_state<NT> &w, const tile_side &k, const tile_side &v,
-                                                               output_block<HD, NT> &out) {
+template <int NT, int NB>
+__device__ __forceinline__ void walk(const unit_state<NT> &w, const tile_side &k, const tile_side &v,
+                                     output_block<HD, NT> &out) {
     constexpr int STEPS = 4 / NB; /* per tile */
     const attend_args &a = *w.a;
     const uint8_t *pool = w.u.coded ? a.coded : a.raw;
-    const uint32_t k_bytes = w.u.coded ? a.k_tile_bytes : TILE_TOKENS * HD * 2, v_bytes = w.u.coded ? a.v_tile_bytes : k_bytes;
+    const uint32_t k_bytes = w.u.coded ? a.k_tile_bytes : TILE_TOKENS * HD * 2,
+                   v_bytes = w.u.coded ? a.v_tile_bytes : k_bytes;
     constexpr bool WHOLE = NB == 4; /* a stage is a tile as it lies in its page */
-    const int k_meta_at = k.chunk_bytes, v_at = WHOLE ? k_bytes : k_meta_at + k.meta_bytes, v_meta_at = v_at + v.chunk_bytes;
+    const int k_meta_at = k.chunk_bytes, v_at = WHOLE ? k_bytes : k_meta_at + k.meta_bytes,
+              v_meta_at = v_at + v.chunk_bytes;
     const int stage_bytes = WHOLE ? k_bytes + v_bytes : v_meta_at + v.meta_bytes;
     const int n_steps = ((int)w.u.n_tiles * STEPS - w.warp + N_WARPS - 1) / N_WARPS;
     const uint8_t *head = pool + (size_t)w.u.head * (k_bytes + v_bytes);
@@ -242,8 +248,10 @@ template <int NT, int NB> __device__ __forceinline__ void walk(const unit_state<
             copy_bytes(stage, tile_k, stage_bytes, w.lane);
             return;
         }
-        copy_bytes(stage, tile_k + (k.chunk_tokens == 64 ? 0 : b0 * 16 / k.chunk_tokens * k.chunk_bytes), k.chunk_bytes, w.lane);
-        copy_bytes(stage + v_at, tile_v + (v.chunk_tokens == 64 ? 0 : b0 * 16 / v.chunk_tokens * v.chunk_bytes), v.chunk_bytes, w.lane);
+        copy_bytes(stage, tile_k + (k.chunk_tokens == 64 ? 0 : b0 * 16 / k.chunk_tokens * k.chunk_bytes), k.chunk_bytes,
+                   w.lane);
+        copy_bytes(stage + v_at, tile_v + (v.chunk_tokens == 64 ? 0 : b0 * 16 / v.chunk_tokens * v.chunk_bytes),
+                   v.chunk_bytes, w.lane);
         if (NB == 1 && !w.u.coded)
             return;
         copy_bytes(stage + k_meta_at, tile_k + TILE_TOKENS / k.chunk_tokens * k.chunk_bytes, k.meta_bytes, w.lane);
@@ -290,10 +298,11 @@ template <int NT, int NB> __device__ __forceinline__ void walk(const unit_state<
 
 /* ---- merging ---- */
 
-/* Column results of the block: o (columns, LD; scratch for 4 times that) in the original basis, max and sum (columns). All in
- * shared memory. */
+/* Column results of the block: o (columns, LD; scratch for 4 times that) in the original basis, max and sum (columns). All
+ * in shared memory. */
 template <int NT>
-__device__ void merge_warps(const unit_state<NT> &w, const tile_side &v, output_block<HD, NT> &out, float *o, float *max_sum) {
+__device__ void merge_warps(const unit_state<NT> &w, const tile_side &v, output_block<HD, NT> &out, float *o,
+                            float *max_sum) {
     constexpr int N_COLS = 8 * NT;
     float *maxes = max_sum + 2 * N_COLS, *sums = maxes + N_WARPS * N_COLS; /* (warp, column) */
 #pragma unroll
@@ -356,8 +365,8 @@ __device__ void merge_warps(const unit_state<NT> &w, const tile_side &v, output_
     }
 }
 
-__device__ __forceinline__ void write_output(const attend_args &a, const attend_unit &u, int head_group, int col, int d, float o,
-                                             float max, float sum) {
+__device__ __forceinline__ void write_output(const attend_args &a, const attend_unit &u, int head_group, int col, int d,
+                                             float o, float max, float sum) {
     int c = u.first_col + col, head = u.head * head_group + c % head_group;
     if (a.sink_logits != NULL) {
         float sink = a.sink_logits[head] * LOG2E, top = fmaxf(max, sink), scale = exp2_fast(max - top);
@@ -368,8 +377,9 @@ __device__ __forceinline__ void write_output(const attend_args &a, const attend_
 }
 
 /* The last block of an output to arrive merges the units. */
-template <int NT> __device__ void merge_units(const attend_args &a, const attend_unit &u, uint32_t unit, int head_group, float *o,
-                                              const float *max_sum, bool *is_last) {
+template <int NT>
+__device__ void merge_units(const attend_args &a, const attend_unit &u, uint32_t unit, int head_group, float *o,
+                            const float *max_sum, bool *is_last) {
     constexpr int N_COLS = 8 * NT;
     float4 *mine = reinterpret_cast<float4 *>(a.partial + (size_t)unit * N_COLS * HD);
     float2 *mine_max = reinterpret_cast<float2 *>(a.partial_max) + (size_t)unit * N_COLS;
@@ -478,8 +488,10 @@ template <int NT> __device__ void run_unit(const attend_args &a, uint32_t unit, 
     __syncthreads();
 }
 
-template <int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT == 1 && HD <= 128 ? 4 : HD * NT <= 256 ? 2 : 1)
-    attend_kernel(const __grid_constant__ attend_args a) {
+template <int NT>
+__global__ void __launch_bounds__(32 * N_WARPS, NT == 1 && HD <= 128 ? 4
+                                                : HD * NT <= 256 ? 2
+                                                                 : 1) attend_kernel(const __grid_constant__ attend_args a) {
     extern __shared__ __align__(128) uint8_t memory[];
     let_next_start();
     wait_for_previous();
@@ -489,7 +501,8 @@ template <int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT == 1 && HD 
 
 /* Columns, then the rings, where the merge has its scratch as well. */
 template <int NT> size_t shared_bytes(uint32_t ring_bytes) {
-    size_t merge = (N_WARPS * 8 * NT * LD + (2 + 2 * N_WARPS) * 8 * NT + 4) * sizeof(float), rings = N_WARPS * (size_t)ring_bytes;
+    size_t merge = (N_WARPS * 8 * NT * LD + (2 + 2 * N_WARPS) * 8 * NT + 4) * sizeof(float),
+           rings = N_WARPS * (size_t)ring_bytes;
     return (sizeof(column_block<HD, NT>) + 127) / 128 * 128 + (merge > rings ? merge : rings);
 }
 

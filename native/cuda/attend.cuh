@@ -1,14 +1,14 @@
 /*
  * Decode attention: a warp's walk over tiles.
  *
- * S^T = K Q^T and O^T = V^T P^T with K and V^T as the A operand of mma.m16n8k16 and up to 8 NT columns (query tokens x query
- * heads of a KV head) as N. Codes enter the tensor cores as they are: one AND makes two of them a pair of f16 subnormals.
- * Every scale is folded into Q, P, S or the epilogue:
+ * S^T = K Q^T and O^T = V^T P^T with K and V^T as the A operand of mma.m16n8k16 and up to 8 NT columns (query tokens x
+ * query heads of a KV head) as N. Codes enter the tensor cores as they are: one AND makes two of them a pair of f16
+ * subnormals. Every scale is folded into Q, P, S or the epilogue:
  *
- *   K by channel (kivi, kvarn)  S = sum_c (q s)_c code + q.z     Q is multiplied once per group of tokens; q.z is one more MMA chain
- *   K by token (q8_0, q4_0)     S = sum_g d_g (sum_c q_c code - offset sum_c q_c)      one FMA per S element and group
- *   V by token                  O = sum_t (p s)_t code + sum_t p_t z_t                 P is multiplied once per group of channels
- *   V by token and channel      the same, times a scale per channel and tile
+ *   K by channel (kivi, kvarn)  S = sum_c (q s)_c code + q.z     Q is multiplied once per group of tokens; q.z is one more
+ * MMA chain K by token (q8_0, q4_0)     S = sum_g d_g (sum_c q_c code - offset sum_c q_c)      one FMA per S element and
+ * group V by token                  O = sum_t (p s)_t code + sum_t p_t z_t                 P is multiplied once per group
+ * of channels V by token and channel      the same, times a scale per channel and tile
  *
  * Cost per element at 2 bits, head_dim 128, NT 1: K 1.1 instructions, V 1.2, softmax 0.2; the ALU takes about 0.75 of them.
  */
@@ -21,10 +21,13 @@
 
 /* ---- codes to fragments ---- */
 
-template <int BITS> struct words_per_lane { static constexpr int N = BITS >= 4 ? 4 : BITS; };
+template <int BITS> struct words_per_lane {
+    static constexpr int N = BITS >= 4 ? 4 : BITS;
+};
 
 /* The words of channel block j (of N_J), for token block b0 where blocks are stored apart. */
-template <int BITS> __device__ __forceinline__ void load_words(const uint8_t *codes, int j, int n_j, int b0, int lane, uint32_t *w) {
+template <int BITS>
+__device__ __forceinline__ void load_words(const uint8_t *codes, int j, int n_j, int b0, int lane, uint32_t *w) {
     if constexpr (BITS == 2) {
         uint2 x = reinterpret_cast<const uint2 *>(codes)[32 * j + lane];
         w[0] = x.x, w[1] = x.y;
@@ -94,13 +97,14 @@ __device__ __forceinline__ void unpack(const uint32_t *w, int b0, uint32_t (&a)[
 
 template <int HD, int NT> struct column_block { /* of one unit, in shared memory */
     static constexpr int N_J = HD / 16, N_COLS = 8 * NT;
-    uint2 q[N_J][NT][32];          /* B fragments of Q, normed to |q| <= 1 per column */
+    uint2 q[N_J][NT][32];                /* B fragments of Q, normed to |q| <= 1 per column */
     float q_sum[(HD + 15) / 16][N_COLS]; /* sums over groups of channels, of the rounded q */
-    float scale[N_COLS];           /* of q.k to base-2 logits, undoing the norm */
+    float scale[N_COLS];                 /* of q.k to base-2 logits, undoing the norm */
 };
 
 template <int HD, int NT, int NB>
-__device__ __forceinline__ void score_f16(const uint8_t *codes, const column_block<HD, NT> *cols, int lane, float (&s)[NB][NT][4]) {
+__device__ __forceinline__ void score_f16(const uint8_t *codes, const column_block<HD, NT> *cols, int lane,
+                                          float (&s)[NB][NT][4]) {
     constexpr int N_J = HD / 16;
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
@@ -120,8 +124,8 @@ __device__ __forceinline__ void score_f16(const uint8_t *codes, const column_blo
 
 /* Scale and zero per channel over 64 / GROUPS tokens; meta: (GROUPS) of { s (HD), z (HD) }, then token scales if TOKEN. */
 template <int HD, int NT, int NB, int BITS, int GROUPS, bool TOKEN>
-__device__ __forceinline__ void score_channel(const uint8_t *codes, const uint8_t *meta, int b0, const column_block<HD, NT> *cols,
-                                              int lane, float (&s)[NB][NT][4]) {
+__device__ __forceinline__ void score_channel(const uint8_t *codes, const uint8_t *meta, int b0,
+                                              const column_block<HD, NT> *cols, int lane, float (&s)[NB][NT][4]) {
     constexpr int N_J = HD / 16, W = words_per_lane<BITS>::N;
     const uint2 *scales = reinterpret_cast<const uint2 *>(meta) + lane % 4; /* (group, { s, z }, j, lane % 4) */
     const int g0 = NB < 4 && GROUPS == 2 ? b0 / 2 : 0;
@@ -166,7 +170,8 @@ __device__ __forceinline__ void score_channel(const uint8_t *codes, const uint8_
                 mma(s[b][nt], a[0][b], a[1][b], a[2][b], a[3][b], x.x, x.y);
             }
     }
-    const __half2 *token = reinterpret_cast<const __half2 *>(meta + GROUPS * 4 * HD) + lane / 4; /* (block, row % 8, row / 8) */
+    const __half2 *token = reinterpret_cast<const __half2 *>(meta + GROUPS * 4 * HD) +
+                           lane / 4; /* (block, row % 8, row / 8) */
 #pragma unroll
     for (int b = 0; b < NB; b++) {
         float factor = (float)(1 << 24) / (float)(1 << k_shift<BITS>(b));
@@ -174,8 +179,7 @@ __device__ __forceinline__ void score_channel(const uint8_t *codes, const uint8_
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-            {
+            for (int i = 0; i < 4; i++) {
                 float dot = s[b][nt][i] * factor + zero[nt][(i & 1) + (NG == 2 && b >= 2 ? 2 : 0)];
                 s[b][nt][i] = TOKEN ? dot * (i < 2 ? scale.x : scale.y) : dot;
             }
@@ -184,8 +188,8 @@ __device__ __forceinline__ void score_channel(const uint8_t *codes, const uint8_
 
 /* Scale per token over G channels; meta: (block, row % 8, row / 8, group) half. Codes count from OFFSET. */
 template <int HD, int NT, int NB, int BITS, int G, int OFFSET>
-__device__ __forceinline__ void score_token(const uint8_t *codes, const uint8_t *meta, int b0, const column_block<HD, NT> *cols,
-                                            int lane, float (&s)[NB][NT][4]) {
+__device__ __forceinline__ void score_token(const uint8_t *codes, const uint8_t *meta, int b0,
+                                            const column_block<HD, NT> *cols, int lane, float (&s)[NB][NT][4]) {
     constexpr int N_J = HD / 16, W = words_per_lane<BITS>::N, NG = (HD + G - 1) / G, J_PER_G = G / 16;
     const __half *scales = reinterpret_cast<const __half *>(meta) + lane / 4 * 2 * NG;
 #pragma unroll
@@ -238,11 +242,12 @@ __device__ __forceinline__ void score_token(const uint8_t *codes, const uint8_t 
 
 template <int HD, int NT> struct output_block { /* of one warp, in registers */
     float o[HD / 16][NT][4];
-    float zero[NT][4]; /* row g: what the zero points of channel group g add */
+    float zero[NT][4];            /* row g: what the zero points of channel group g add */
     float max[NT][2], sum[NT][2]; /* of columns 2 (lane % 4) + { 0, 1 }; base 2 */
 };
 
-/* keep: AND masks for tokens col, col + 1 and col + 8, col + 9 of the block: memory beyond the last token was never written */
+/* keep: AND masks for tokens col, col + 1 and col + 8, col + 9 of the block: memory beyond the last token was never written
+ */
 template <int HD, int NT, int NB>
 __device__ __forceinline__ void mix_f16(const uint8_t *codes, const uint32_t (&p)[NB][NT][2], uint2 keep, int lane,
                                         output_block<HD, NT> &out) {
@@ -256,12 +261,13 @@ __device__ __forceinline__ void mix_f16(const uint8_t *codes, const uint32_t (&p
 }
 
 /*
- * Scale per token over G channels; meta: s (block, group, lane % 4, col / 8, col % 2) half, then z alike if ZERO, then a scale
- * per channel (channel block, row % 8, row / 8) if CHANNEL. Without ZERO out.zero sums p s, to be multiplied by -offset.
+ * Scale per token over G channels; meta: s (block, group, lane % 4, col / 8, col % 2) half, then z alike if ZERO, then a
+ * scale per channel (channel block, row % 8, row / 8) if CHANNEL. Without ZERO out.zero sums p s, to be multiplied by
+ * -offset.
  */
 template <int HD, int NT, int NB, int BITS, int G, bool ZERO, bool CHANNEL>
-__device__ __forceinline__ void mix_token(const uint8_t *codes, const uint8_t *meta, int b0, const uint32_t (&p)[NB][NT][2], int lane,
-                                          output_block<HD, NT> &out) {
+__device__ __forceinline__ void mix_token(const uint8_t *codes, const uint8_t *meta, int b0, const uint32_t (&p)[NB][NT][2],
+                                          int lane, output_block<HD, NT> &out) {
     constexpr int N_J = HD / 16, W = words_per_lane<BITS>::N, NG = (HD + G - 1) / G, J_PER_G = G / 16;
     const uint2 *scales = reinterpret_cast<const uint2 *>(meta) + lane % 4; /* (block, group, lane % 4) */
     const uint2 *zeros = ZERO ? scales + 4 * NG * 4 : scales;
@@ -317,8 +323,8 @@ __device__ __forceinline__ void mix_token(const uint8_t *codes, const uint8_t *m
                 for (int nt = 0; nt < NT; nt++)
 #pragma unroll
                     for (int i = 0; i < PAIR && j0 + i < N_J; i++)
-                        mma(CHANNEL ? c[i][nt] : out.o[j0 + i][nt], a[i][0][b], a[i][1][b], a[i][2][b], a[i][3][b], ps[b][nt][0],
-                            ps[b][nt][1]);
+                        mma(CHANNEL ? c[i][nt] : out.o[j0 + i][nt], a[i][0][b], a[i][1][b], a[i][2][b], a[i][3][b],
+                            ps[b][nt][0], ps[b][nt][1]);
             if constexpr (CHANNEL)
 #pragma unroll
                 for (int i = 0; i < PAIR && j0 + i < N_J; i++) {

@@ -3,13 +3,15 @@
 
 #define EACH_HEAD_DIM(X) X(16) X(32) X(64) X(80) X(96) X(112) X(128) X(256)
 
-#define DECLARE(hd)                                                                                                              \
-    extern "C" int kvq_cuda_attend_blocks_##hd(int n_tiles, uint32_t ring_bytes);                                               \
-    extern "C" cudaError_t kvq_cuda_attend_attributes_##hd(cudaFuncAttributes *out);                                             \
-    extern "C" cudaError_t kvq_cuda_attend_launch_##hd(int n_tiles, const attend_args *args, uint32_t n_blocks, cudaStream_t stream);
+#define DECLARE(hd)                                                                                                        \
+    extern "C" int kvq_cuda_attend_blocks_##hd(int n_tiles, uint32_t ring_bytes);                                          \
+    extern "C" cudaError_t kvq_cuda_attend_attributes_##hd(cudaFuncAttributes *out);                                       \
+    extern "C" cudaError_t kvq_cuda_attend_launch_##hd(int n_tiles, const attend_args *args, uint32_t n_blocks,            \
+                                                       cudaStream_t stream);
 EACH_HEAD_DIM(DECLARE)
 
-/* Of a warp's ring so that four blocks of heads of 128 elements fit an SM. More warps hide more than a second stage does. */
+/* Of a warp's ring so that four blocks of heads of 128 elements fit an SM. More warps hide more than a second stage does.
+ */
 enum { FOUR_BLOCKS_BYTES = 12800 };
 
 static uint32_t larger(uint32_t a, uint32_t b) {
@@ -27,8 +29,8 @@ uint32_t attend_ring_bytes(uint32_t head_dim, const tile_side *k, const tile_sid
 
 int attend_blocks_per_sm(uint32_t head_dim, int n_tiles, uint32_t ring_bytes) {
     switch (head_dim) {
-#define BLOCKS(hd)                                                                                                               \
-    case hd:                                                                                                                     \
+#define BLOCKS(hd)                                                                                                         \
+    case hd:                                                                                                               \
         return kvq_cuda_attend_blocks_##hd(n_tiles, ring_bytes);
         EACH_HEAD_DIM(BLOCKS)
     }
@@ -37,8 +39,8 @@ int attend_blocks_per_sm(uint32_t head_dim, int n_tiles, uint32_t ring_bytes) {
 
 cudaError_t attend_launch(uint32_t head_dim, int n_tiles, const attend_args *args, uint32_t n_blocks, cudaStream_t stream) {
     switch (head_dim) {
-#define LAUNCH(hd)                                                                                                               \
-    case hd:                                                                                                                     \
+#define LAUNCH(hd)                                                                                                         \
+    case hd:                                                                                                               \
         return kvq_cuda_attend_launch_##hd(n_tiles, args, n_blocks, stream);
         EACH_HEAD_DIM(LAUNCH)
     }
@@ -47,8 +49,8 @@ cudaError_t attend_launch(uint32_t head_dim, int n_tiles, const attend_args *arg
 
 cudaError_t attend_attributes(uint32_t head_dim, cudaFuncAttributes *out) {
     switch (head_dim) {
-#define ATTRIBUTES(hd)                                                                                                           \
-    case hd:                                                                                                                     \
+#define ATTRIBUTES(hd)                                                                                                     \
+    case hd:                                                                                                               \
         return kvq_cuda_attend_attributes_##hd(out);
         EACH_HEAD_DIM(ATTRIBUTES)
     }

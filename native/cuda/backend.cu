@@ -1,28 +1,35 @@
 /*
- * The CUDA backend. A step is a graph: its operations are captured, then launched as one. The graph of a decode step (one token
- * per sequence) is kept and replayed: tokens, positions, page tables and the units of attention are read from device memory, so
- * nothing in it changes from step to step.
+ * The CUDA backend. A step is a graph: its operations are captured, then launched as one. The graph of a decode step (one
+ * token per sequence) is kept and replayed: tokens, positions, page tables and the units of attention are read from device
+ * memory, so nothing in it changes from step to step.
  */
 #include <cuda_runtime.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "attend.h"
-#include "codecs.h"
 #include "backend/cuda_library.h"
+#include "codecs.h"
 #include "kernels.h"
 #include "plan.h"
 
 namespace {
 
-enum { MAX_ROPES = 4, MAX_VARIANTS = 32, MAX_GRAPHS = 64, STAGING_BYTES = 64 << 20, MAX_SPANS = 1 << 12, MAX_BLOCKS = 1024 };
+enum {
+    MAX_ROPES = 4,
+    MAX_VARIANTS = 32,
+    MAX_GRAPHS = 64,
+    STAGING_BYTES = 64 << 20,
+    MAX_SPANS = 1 << 12,
+    MAX_BLOCKS = 1024
+};
 
 /* A way to cut a step's attention, shared by the layers that cut alike. */
 struct variant {
     plan_shape shape;
-    uint32_t n_blocks;    /* launched */
-    attend_unit *units;   /* (max_units) device */
-    uint32_t *n_units;    /* device */
+    uint32_t n_blocks;  /* launched */
+    attend_unit *units; /* (max_units) device */
+    uint32_t *n_units;  /* device */
     attend_unit *host_units;
     uint32_t *host_n_units;
     float *partial, *partial_max;
@@ -58,7 +65,7 @@ struct cuda_backend {
     kvq_backend_limits limits;
     int n_sms;
     cudaStream_t stream;
-    cudaError_t error; /* first of the step */
+    cudaError_t error;   /* first of the step */
     const char *refusal; /* what the step cannot do */
 
     step_arrays host, device;
@@ -117,7 +124,8 @@ pykvq_status take(cuda_backend *c, size_t n_bytes, const char *what, void **out)
     cudaGetLastError();
     cudaMemGetInfo(&n_free, &n_total);
     return error == cudaErrorMemoryAllocation
-               ? fail(PYKVQ_E_MEMORY, "%s: %zu bytes asked for, %zu of the GPU's %zu are free", what, n_bytes, n_free, n_total)
+               ? fail(PYKVQ_E_MEMORY, "%s: %zu bytes asked for, %zu of the GPU's %zu are free", what, n_bytes, n_free,
+                      n_total)
                : fail(PYKVQ_E_DEVICE, "%s: %s", what, cudaGetErrorString(error));
 }
 
@@ -203,7 +211,7 @@ pykvq_status expand_rows(cuda_backend *c, const kvq_weight *w, uint32_t first, u
         for (uint32_t i = 0; i < w->n_in; i++) {
             if (!(row[i] <= 65504.0f && row[i] >= -65504.0f))
                 return fail(PYKVQ_E_UNSUPPORTED, "weight of type %s: holds %g, the GPU keeps such weights as half floats",
-                               w->type->name, (double)row[i]);
+                            w->type->name, (double)row[i]);
             out[(size_t)r * w->n_in + i] = __float2half_rn(row[i]);
         }
     }
@@ -229,7 +237,8 @@ pykvq_status load_matrix(cuda_backend *c, const kvq_weight *w, weight_memory *to
     size_t row_bytes = native ? kvq_weight_row_bytes(w) : (size_t)w->n_in * 2;
     uint32_t chunk = (uint32_t)(STAGING_BYTES / (row_bytes * ROWS));
     if (chunk == 0)
-        return fail(PYKVQ_E_UNSUPPORTED, "weights: rows of %zu bytes, the GPU loader takes %d", row_bytes, STAGING_BYTES / ROWS);
+        return fail(PYKVQ_E_UNSUPPORTED, "weights: rows of %zu bytes, the GPU loader takes %d", row_bytes,
+                    STAGING_BYTES / ROWS);
     __half *halfs = native ? NULL : (__half *)malloc(chunk * ROWS * row_bytes);
     float *row = native ? NULL : (float *)malloc(w->n_in * sizeof(float));
     pykvq_status status = native || (halfs && row) ? PYKVQ_OK : fail(PYKVQ_E_MEMORY, "weights: out of host memory");
@@ -239,7 +248,8 @@ pykvq_status load_matrix(cuda_backend *c, const kvq_weight *w, weight_memory *to
         if (!native)
             status = expand_rows(c, w, first, n_rows, halfs, row);
         if (status == PYKVQ_OK)
-            status = op_copy(&c->base, c->staging, native ? (const void *)(w->data + first * row_bytes) : halfs, n_rows * row_bytes);
+            status = op_copy(&c->base, c->staging, native ? (const void *)(w->data + first * row_bytes) : halfs,
+                             n_rows * row_bytes);
         if (status == PYKVQ_OK) {
             launch_arrange(*m, c->staging, row_bytes, block, n, c->stream);
             cudaError_t error = cudaStreamSynchronize(c->stream);
@@ -432,7 +442,8 @@ pykvq_status op_step_end(kvq_backend *be, bool run) {
 void flush_norm(cuda_backend *c) {
     if (c->norm.y == NULL)
         return;
-    launch_norm(c->norm.x, vector_of(c->norm.w), c->norm.eps, c->norm.w->n_in, c->norm.n_rows, false, (float *)c->norm.y, c->stream);
+    launch_norm(c->norm.x, vector_of(c->norm.w), c->norm.eps, c->norm.w->n_in, c->norm.n_rows, false, (float *)c->norm.y,
+                c->stream);
     c->norm.y = NULL;
 }
 
@@ -488,8 +499,8 @@ void run_linear(cuda_backend *c, const float *x, uint32_t n_rows, uint32_t n_in,
         args.x_sums = c->x_sums;
         for (uint32_t i = 0; i < args.n && (i == 0 || !args.gated); i++)
             args.y[i] = y[i] + (size_t)first * args.w[i].n_out;
-        launch_fragments(source + (size_t)first * n_in, norm, eps, n_in, args.n_rows, linear_tiles(args.n_rows), c->fragments,
-                         c->x_sums, c->stream);
+        launch_fragments(source + (size_t)first * n_in, norm, eps, n_in, args.n_rows, linear_tiles(args.n_rows),
+                         c->fragments, c->x_sums, c->stream);
         launch_linears(args, c->stream);
     }
 }
@@ -510,8 +521,8 @@ void op_project(kvq_backend *be, const float *x, uint32_t n_rows, uint32_t n, co
     run_linear(c, x, n_rows, w[0]->n_in, args);
 }
 
-void op_gated(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight *gate, const kvq_weight *up, kvq_activation act,
-              float *y) {
+void op_gated(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight *gate, const kvq_weight *up,
+              kvq_activation act, float *y) {
     cuda_backend *c = cuda_of(be);
     if (c->replay != NULL)
         return;
@@ -621,7 +632,8 @@ void op_attend(kvq_backend *be, const kvq_attention *t) {
         return;
     }
     if (kv->key_bias != NULL) {
-        c->refusal = "attention: keys with a bias in an encoded cache are not implemented on the GPU; kv f16 works, so does the cpu";
+        c->refusal =
+            "attention: keys with a bias in an encoded cache are not implemented on the GPU; kv f16 works, so does the cpu";
         return;
     }
     if (t->sink_logits != NULL) {
@@ -823,18 +835,20 @@ pykvq_status check_device() {
         return fail(PYKVQ_E_UNSUPPORTED, "device 'cuda': no NVIDIA driver on this machine");
     cudaError_t error = cudaGetDeviceCount(&n);
     if (error == cudaErrorInsufficientDriver)
-        return fail(PYKVQ_E_UNSUPPORTED, "device 'cuda': the driver is for CUDA %d.%d, expected %d.%d or later", driver / 1000,
-                    driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+        return fail(PYKVQ_E_UNSUPPORTED, "device 'cuda': the driver is for CUDA %d.%d, expected %d.%d or later",
+                    driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     if (error != cudaSuccess || n == 0)
-        return fail(PYKVQ_E_UNSUPPORTED, "device 'cuda': no GPU: %s", error != cudaSuccess ? cudaGetErrorString(error) : "none found");
+        return fail(PYKVQ_E_UNSUPPORTED, "device 'cuda': no GPU: %s",
+                    error != cudaSuccess ? cudaGetErrorString(error) : "none found");
     cudaDeviceProp p;
     error = cudaGetDeviceProperties(&p, 0);
     if (error != cudaSuccess)
         return fail(PYKVQ_E_DEVICE, "device 'cuda': %s", cudaGetErrorString(error));
     cudaFuncAttributes attributes;
     if (p.major < 8 || attend_attributes(128, &attributes) != cudaSuccess)
-        return fail(PYKVQ_E_UNSUPPORTED, "device 'cuda': %s has compute capability %d.%d, which this build has no kernels for", p.name,
-                    p.major, p.minor);
+        return fail(PYKVQ_E_UNSUPPORTED,
+                    "device 'cuda': %s has compute capability %d.%d, which this build has no kernels for", p.name, p.major,
+                    p.minor);
     return PYKVQ_OK;
 }
 
@@ -876,7 +890,8 @@ const kvq_cuda_library library = {check_device, create, scratch_bytes};
 } // namespace
 
 extern "C" __attribute__((visibility("default"))) const kvq_cuda_library *kvq_cuda_open(const kvq_cuda_host *host) {
-    if (host->abi != KVQ_CUDA_ABI || host->limits_bytes != sizeof(kvq_backend_limits) || host->ops_bytes != sizeof(kvq_backend_ops))
+    if (host->abi != KVQ_CUDA_ABI || host->limits_bytes != sizeof(kvq_backend_limits) ||
+        host->ops_bytes != sizeof(kvq_backend_ops))
         return NULL;
     fail = host->fail;
     return &library;

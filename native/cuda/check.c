@@ -4,6 +4,7 @@
  *   kvq_cuda_check kv                    encoded bytes against the codecs, attention against float64 over the decoded tiles
  *   kvq_cuda_check attend [KV]           time per layer of decode attention, every KV type
  *   kvq_cuda_check model FILE KV N_SEQ DEPTH...   tokens per second of decode steps at these depths
+ *   kvq_cuda_check compare FILE KV                logits against the cpu without rounding of activations
  *
  * Exit status 0 if nothing failed; 77 if there is no GPU.
  */
@@ -24,8 +25,8 @@ static void die(const char *what) {
     exit(1);
 }
 
-#define TRY(call)         \
-    if ((call) != PYKVQ_OK) \
+#define TRY(call)                                                                                                          \
+    if ((call) != PYKVQ_OK)                                                                                                \
     die(#call)
 
 static double seconds(void) {
@@ -57,7 +58,7 @@ typedef struct fixture {
     kvq_kv_layer kv;
     uint32_t n_tiles, n_kv, n_head, n_q;
     kvq_page *pages;
-    float *k, *v, *q, *o;    /* host */
+    float *k, *v, *q, *o;      /* host */
     float *dk, *dv, *dq, *d_o; /* device */
 } fixture;
 
@@ -71,8 +72,8 @@ static void *device(kvq_backend *be, size_t n_bytes) {
     return memory;
 }
 
-static kvq_kv_layer make_layer(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, uint32_t n_head_kv, uint32_t head_dim,
-                               uint32_t n_raw, uint32_t n_coded) {
+static kvq_kv_layer make_layer(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, uint32_t n_head_kv,
+                               uint32_t head_dim, uint32_t n_raw, uint32_t n_coded) {
     kvq_kv_layer kv = {.n_head_kv = n_head_kv, .head_dim = head_dim, .k = k, .v = v};
     kv.k_tile_bytes = round64(k->tile_bytes(k, head_dim));
     kv.v_tile_bytes = round64(v->tile_bytes(v, head_dim));
@@ -89,13 +90,17 @@ static void store(fixture *f, uint32_t first, uint32_t n) {
     kvq_batch batch = {.n_tokens = n, .n_spans = 1, .tokens = positions, .positions = positions, .spans = &span};
     size_t offset = (size_t)first * f->kv.n_head_kv * f->kv.head_dim;
     TRY(f->be->ops->step_begin(f->be, &batch));
-    f->be->ops->store(f->be, &(kvq_heads){.n_head_kv = f->kv.n_head_kv, .head_dim = f->kv.head_dim, .k = f->dk + offset,
-                                          .v = f->dv + offset, .kv = &f->kv});
+    f->be->ops->store(f->be, &(kvq_heads){.n_head_kv = f->kv.n_head_kv,
+                                          .head_dim = f->kv.head_dim,
+                                          .k = f->dk + offset,
+                                          .v = f->dv + offset,
+                                          .kv = &f->kv});
     TRY(f->be->ops->step_end(f->be, true));
     free(positions);
 }
 
-static void encode(kvq_backend *be, const kvq_kv_layer *layers, uint32_t n_layers, const kvq_encode_job *jobs, uint32_t n_jobs, uint32_t n_most) {
+static void encode(kvq_backend *be, const kvq_kv_layer *layers, uint32_t n_layers, const kvq_encode_job *jobs,
+                   uint32_t n_jobs, uint32_t n_most) {
     kvq_page none[1] = {0};
     int32_t zero = 0;
     for (uint32_t first = 0; first < n_jobs; first += n_most) {
@@ -115,8 +120,13 @@ static void attend(fixture *f, uint32_t window, float softcap) {
     for (uint32_t i = 0; i < f->n_q; i++)
         positions[i] = (int32_t)(span.pos + i);
     TRY(f->be->ops->step_begin(f->be, &batch));
-    f->be->ops->attend(f->be, &(kvq_attention){.n_head = f->n_head, .q = f->dq, .o = f->d_o, .window = window, .softcap = softcap,
-                                               .scale = 1.0f / sqrtf((float)f->kv.head_dim), .kv = &f->kv});
+    f->be->ops->attend(f->be, &(kvq_attention){.n_head = f->n_head,
+                                               .q = f->dq,
+                                               .o = f->d_o,
+                                               .window = window,
+                                               .softcap = softcap,
+                                               .scale = 1.0f / sqrtf((float)f->kv.head_dim),
+                                               .kv = &f->kv});
     TRY(f->be->ops->step_end(f->be, true));
     TRY(f->be->ops->copy(f->be, f->o, f->d_o, (size_t)f->n_q * f->n_head * f->kv.head_dim * sizeof(float)));
 }
@@ -124,7 +134,10 @@ static void attend(fixture *f, uint32_t window, float softcap) {
 /* ---- encoded bytes ---- */
 
 static uint32_t family_of(const kvq_codec *codec) {
-    return codec->bits == 16 ? FAMILY_F16 : !codec->rotated ? FAMILY_KIVI : codec->group == 32 ? FAMILY_BLOCKS : FAMILY_KVARN;
+    return codec->bits == 16    ? FAMILY_F16
+           : !codec->rotated    ? FAMILY_KIVI
+           : codec->group == 32 ? FAMILY_BLOCKS
+                                : FAMILY_KVARN;
 }
 
 /* The canonical tile that the GPU's bytes stand for. */
@@ -140,8 +153,8 @@ static void to_canonical(const kvq_codec *codec, uint32_t head_dim, const uint8_
     uint8_t codes[KVQ_TILE * KVQ_MAX_HEAD_DIM];
     for (uint32_t t = 0; t < KVQ_TILE; t++)
         for (uint32_t d = 0; d < head_dim; d++)
-            codes[t * head_dim + d] =
-                (uint8_t)get_code((const uint32_t *)gpu, place_code(is_k, codec->bits, head_dim, t, d), codec->bits);
+            codes[t * head_dim + d] = (uint8_t)get_code((const uint32_t *)gpu,
+                                                        place_code(is_k, codec->bits, head_dim, t, d), codec->bits);
     kvq_pack(codec->side, codec->bits, head_dim, codes, out);
     size_t n_codes = kvq_codes_bytes(codec->bits, head_dim);
     uint32_t family = family_of(codec);
@@ -151,7 +164,8 @@ static void to_canonical(const kvq_codec *codec, uint32_t head_dim, const uint8_
 }
 
 /* Bytes of a tile that differ from the codec's own; decoded gets what the codec's own stand for. */
-static uint32_t compare_tile(const kvq_codec *codec, uint32_t head_dim, const uint8_t *gpu, const float *x, float *decoded) {
+static uint32_t compare_tile(const kvq_codec *codec, uint32_t head_dim, const uint8_t *gpu, const float *x,
+                             float *decoded) {
     size_t n_bytes = codec->tile_bytes(codec, head_dim);
     uint8_t *expected = aligned_alloc(64, round64(n_bytes)), *got = aligned_alloc(64, round64(n_bytes));
     codec->encode(codec, x, head_dim, expected);
@@ -177,7 +191,8 @@ static double reference_error(const fixture *f, const float *k, const float *v, 
             for (uint32_t t = first; t <= pos; t++) {
                 double dot = 0;
                 for (uint32_t d = 0; d < hd; d++)
-                    dot += (double)f->q[((size_t)i * f->n_head + h) * hd + d] * k[((size_t)t * n_kv_head + h / group) * hd + d];
+                    dot += (double)f->q[((size_t)i * f->n_head + h) * hd + d] *
+                           k[((size_t)t * n_kv_head + h / group) * hd + d];
                 s[t] = dot / sqrt(hd);
                 s[t] = softcap > 0 ? softcap * tanh(s[t] / softcap) : s[t];
                 max = fmax(max, s[t]);
@@ -252,7 +267,8 @@ static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, 
                 float *from = side == 0 ? f.k : f.v;
                 for (uint32_t t = 0; t < KVQ_TILE; t++)
                     memcpy(x + t * hd, from + (((size_t)(sink + i) * KVQ_TILE + t) * n_head_kv + h) * hd, hd * 4);
-                const uint8_t *tile = page + h * (f.kv.k_tile_bytes + f.kv.v_tile_bytes) + (side == 0 ? 0 : f.kv.k_tile_bytes);
+                const uint8_t *tile = page + h * (f.kv.k_tile_bytes + f.kv.v_tile_bytes) +
+                                      (side == 0 ? 0 : f.kv.k_tile_bytes);
                 n_bad += compare_tile(side == 0 ? k : v, hd, tile, x, decoded);
                 for (uint32_t t = 0; t < KVQ_TILE; t++)
                     memcpy(from + (((size_t)(sink + i) * KVQ_TILE + t) * n_head_kv + h) * hd, decoded + t * hd, hd * 4);
@@ -264,7 +280,8 @@ static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, 
     if (!good || getenv("VERBOSE"))
         printf("%s K %-10s V %-10s hd %3u g %2u q %2u kv %4u window %3u cap %2.0f: error %.2e, bytes that differ %u\n",
                good ? "ok  " : "FAIL", k->name, v->name, hd, group, n_q, n_kv, window, (double)softcap, error, n_bad);
-    be->ops->free(be, f.kv.raw, 0), be->ops->free(be, f.kv.coded, 0), be->ops->free(be, f.dk, 0), be->ops->free(be, f.dv, 0);
+    be->ops->free(be, f.kv.raw, 0), be->ops->free(be, f.kv.coded, 0), be->ops->free(be, f.dk, 0),
+        be->ops->free(be, f.dv, 0);
     be->ops->free(be, f.dq, 0), be->ops->free(be, f.d_o, 0);
     free(f.pages), free(f.k), free(f.v), free(f.q), free(f.o), free(jobs), free(page), free(x), free(decoded);
 }
@@ -276,8 +293,15 @@ static kvq_backend *open_backend(uint32_t head_dim, uint32_t n_batch, uint32_t n
         printf("skipped: %s\n", pykvq_last_error());
         exit(77);
     }
-    kvq_backend_limits limits = {.n_threads = 1, .n_batch = n_batch, .n_seq = n_seq, .n_tiles = n_tiles, .max_n_in = 4096,
-                                 .max_n_ff = 4096, .max_n_head = 64, .max_head_dim = head_dim, .max_head_group = 16};
+    kvq_backend_limits limits = {.n_threads = 1,
+                                 .n_batch = n_batch,
+                                 .n_seq = n_seq,
+                                 .n_tiles = n_tiles,
+                                 .max_n_in = 4096,
+                                 .max_n_ff = 4096,
+                                 .max_n_head = 64,
+                                 .max_head_dim = head_dim,
+                                 .max_head_group = 16};
     TRY(kvq_backend_create(cuda, &limits, &be));
     return be;
 }
@@ -341,7 +365,8 @@ static void fill_layers(kvq_backend *be, kvq_kv_layer *layers, uint32_t n_layers
 
 static double time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_seq, uint32_t group, double *terabytes) {
     enum { LAYERS = 32, HD = 128, HEADS = 8 };
-    uint32_t n_tiles = n_kv / 64, n_coded_seq = type->tail == UINT32_MAX ? 0 : n_tiles - 2, n_raw_seq = n_tiles - n_coded_seq;
+    uint32_t n_tiles = n_kv / 64, n_coded_seq = type->tail == UINT32_MAX ? 0 : n_tiles - 2,
+             n_raw_seq = n_tiles - n_coded_seq;
     kvq_backend *be = open_backend(HD, 2048, n_seq, n_tiles);
     size_t layer_bytes = 0;
     kvq_kv_layer layers[LAYERS];
@@ -349,7 +374,8 @@ static double time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_seq
     for (; n_distinct < LAYERS && (n_distinct < 2 || n_distinct * layer_bytes < (size_t)6 << 30); n_distinct++) {
         layers[n_distinct] = make_layer(be, type->k, type->v, HEADS, HD, n_raw_seq * n_seq, n_coded_seq * n_seq + 1);
         layer_bytes = ((size_t)n_raw_seq * 4 * HD * KVQ_TILE +
-                       n_coded_seq * (layers[0].k_tile_bytes + layers[0].v_tile_bytes)) * HEADS * n_seq;
+                       n_coded_seq * (layers[0].k_tile_bytes + layers[0].v_tile_bytes)) *
+                      HEADS * n_seq;
     }
     fill_layers(be, layers, n_distinct, n_raw_seq * n_seq, n_coded_seq * n_seq, 64);
     kvq_span *spans = calloc(n_seq, sizeof *spans);
@@ -364,8 +390,13 @@ static double time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_seq
         rows[s] = s;
         spans[s] = (kvq_span){.first = s, .n_tokens = 1, .pos = n_kv - 1, .pages = {pages}};
     }
-    kvq_batch batch = {.n_tokens = n_seq, .n_spans = n_seq, .n_logits = n_seq, .tokens = positions, .positions = positions,
-                       .spans = spans, .logit_rows = rows};
+    kvq_batch batch = {.n_tokens = n_seq,
+                       .n_spans = n_seq,
+                       .n_logits = n_seq,
+                       .tokens = positions,
+                       .positions = positions,
+                       .spans = spans,
+                       .logit_rows = rows};
     size_t n_query = (size_t)n_seq * HEADS * group * HD;
     float *q = malloc(n_query * 4), *dq = device(be, n_query * 4), *d_o = device(be, n_query * 4);
     for (size_t i = 0; i < n_query; i++)
@@ -376,8 +407,9 @@ static double time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_seq
         double start = seconds();
         TRY(be->ops->step_begin(be, &batch));
         for (uint32_t i = 0; i < LAYERS; i++)
-            be->ops->attend(be, &(kvq_attention){.n_head = HEADS * group, .q = dq, .o = d_o, .scale = 0.088f,
-                                                 .kv = &layers[i % n_distinct]});
+            be->ops->attend(
+                be, &(kvq_attention){
+                        .n_head = HEADS * group, .q = dq, .o = d_o, .scale = 0.088f, .kv = &layers[i % n_distinct]});
         TRY(be->ops->step_end(be, true));
         double elapsed = seconds() - start;
         best = turn > 1 && elapsed < best ? elapsed : best;
@@ -404,7 +436,8 @@ static int time_all(int argc, char **argv) {
             if (!runs || (argc > 2 && strcmp(argv[2], type->name) != 0))
                 continue;
             double us = time_attend(type, shapes[s].n_kv, shapes[s].n_seq, shapes[s].group, &terabytes);
-            printf("{\"kv\": \"%s\", \"n_kv\": %u, \"n_seq\": %u, \"group\": %u, \"us_per_layer\": %.1f, \"terabytes_per_second\": %.2f}\n",
+            printf("{\"kv\": \"%s\", \"n_kv\": %u, \"n_seq\": %u, \"group\": %u, \"us_per_layer\": %.1f, "
+                   "\"terabytes_per_second\": %.2f}\n",
                    type->name, shapes[s].n_kv, shapes[s].n_seq, shapes[s].group, us, terabytes);
             fflush(stdout);
         }
@@ -432,8 +465,13 @@ static int time_model(int argc, char **argv) {
     uint32_t n_seq = (uint32_t)atoi(argv[4]), deepest = 0;
     for (int i = 5; i < argc; i++)
         deepest = (uint32_t)atoi(argv[i]) > deepest ? (uint32_t)atoi(argv[i]) : deepest;
-    pykvq_engine_params params = {.size = sizeof params, .device = "cuda", .n_ctx = deepest + 640, .n_seq = n_seq, .kv = argv[3],
-                                  .kv_sink = -1, .kv_tail = -1};
+    pykvq_engine_params params = {.size = sizeof params,
+                                  .device = "cuda",
+                                  .n_ctx = deepest + 640,
+                                  .n_seq = n_seq,
+                                  .kv = argv[3],
+                                  .kv_sink = -1,
+                                  .kv_tail = -1};
     pykvq_engine *e;
     double start = seconds();
     TRY(pykvq_engine_create(model, &params, &e));
@@ -468,8 +506,8 @@ static int time_model(int argc, char **argv) {
             double elapsed = seconds() - start;
             best = step > 3 && elapsed < best ? elapsed : best;
         }
-        printf("{\"kv\": \"%s\", \"n_seq\": %u, \"depth\": %u, \"decode_tokens_per_second\": %.1f, \"ms\": %.3f}\n", argv[3], n_seq,
-               depth, n_seq / best, best * 1e3);
+        printf("{\"kv\": \"%s\", \"n_seq\": %u, \"depth\": %u, \"decode_tokens_per_second\": %.1f, \"ms\": %.3f}\n",
+               argv[3], n_seq, depth, n_seq / best, best * 1e3);
         fflush(stdout);
         for (uint32_t s = 0; s < n_seq; s++)
             TRY(pykvq_seq_destroy(seqs[s]));
@@ -479,7 +517,7 @@ static int time_model(int argc, char **argv) {
     return 0;
 }
 
-/* Greedy tokens and the largest logit differences between cpu and cuda, fed the same tokens. */
+/* Logits of the cpu without rounding of activations and of cuda, fed the same tokens. */
 static int compare_model(int argc, char **argv) {
     pykvq_model *model;
     TRY(pykvq_model_open(argv[2], &model));
@@ -487,15 +525,22 @@ static int compare_model(int argc, char **argv) {
     uint32_t n_prompt = 300, n_decode = 40, n_vocab = model->h.n_vocab;
     float *logits[2];
     for (int d = 0; d < 2; d++) {
-        pykvq_engine_params params = {.size = sizeof params, .device = devices[d], .n_ctx = 1024, .kv = argv[3], .kv_sink = -1,
-                                      .kv_tail = -1, .n_batch = 128, .n_logits = 128};
+        pykvq_engine_params params = {.size = sizeof params,
+                                      .device = devices[d],
+                                      .exact = d == 0,
+                                      .n_ctx = 512,
+                                      .kv = argv[3],
+                                      .kv_sink = -1,
+                                      .kv_tail = -1,
+                                      .n_batch = 128,
+                                      .n_logits = 128};
         pykvq_engine *e;
         pykvq_seq *seq;
         TRY(pykvq_engine_create(model, &params, &e));
         TRY(pykvq_seq_create(e, &seq));
         logits[d] = malloc((size_t)(n_decode + 1) * n_vocab * sizeof(float));
         for (uint32_t i = 0; i < n_prompt + n_decode; i++) {
-            int32_t token = 3 + (int32_t)((i * 7919 + i / 3) % 997);
+            int32_t token = (int32_t)((i * 7919 + i / 3) % (n_vocab < 1000 ? n_vocab : 1000));
             TRY(pykvq_seq_push(seq, &token, 1));
             if (i + 1 < n_prompt)
                 continue;
@@ -530,8 +575,8 @@ static int compare_model(int argc, char **argv) {
         same += best_a == best_b;
     }
     bool good = worst < 0.1 && kl < 0.01;
-    printf("%s %s: logits cpu to cuda differ by at most %.2e of their norm, mean KL %.2e, same top %u of %u\n", good ? "ok  " : "FAIL",
-           argv[3], worst, kl, same, n_decode + 1);
+    printf("%s %s: logits cpu to cuda differ by at most %.2e of their norm, mean KL %.2e, same top %u of %u\n",
+           good ? "ok  " : "FAIL", argv[3], worst, kl, same, n_decode + 1);
     return !good;
 }
 

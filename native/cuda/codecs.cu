@@ -1,6 +1,6 @@
 /*
- * Codecs are recognised by what their trait says of the tile: side, rotation, bits, group and size. A codec that looks the same
- * in all of them has the same bytes by construction; one that differs in any is refused.
+ * Codecs are recognised by what their trait says of the tile: side, rotation, bits, group and size. A codec that looks the
+ * same in all of them has the same bytes by construction; one that differs in any is refused.
  */
 #include "codecs.h"
 
@@ -31,8 +31,8 @@ bool describe_codec(const kvq_codec *codec, uint32_t head_dim, tile_side *side, 
         if (codec->tile_bytes(codec, head_dim) != (size_t)KVQ_TILE * head_dim * k.bits / 8 + meta_bytes)
             continue;
         uint32_t chunk_tokens = k.bits == 16 ? 16 : k.bits == 8 ? 32 : 64;
-        *side = tile_side{is_k ? k.k_path : k.v_path, k.bits, k.offset, chunk_tokens, chunk_tokens * head_dim * k.bits / 8, meta_bytes,
-                          k.rotated};
+        *side = tile_side{is_k ? k.k_path : k.v_path,           k.bits,     k.offset, chunk_tokens,
+                          chunk_tokens * head_dim * k.bits / 8, meta_bytes, k.rotated};
         *format = tile_format{k.family, k.bits, k.group, is_k, k.rotated};
         return true;
     }

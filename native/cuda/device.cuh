@@ -7,10 +7,11 @@
 #include <stdint.h>
 
 /* c (16 x 8, f32) += a (16 x 16, f16) . b (16 x 8, f16) */
-__device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                    uint32_t b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};\n"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 /* Transposes an 8 x 8 matrix of halves held as two per lane. */
@@ -51,8 +52,8 @@ template <int N> __device__ __forceinline__ void wait_async() {
 }
 
 /*
- * Kernels of a step overlap: each lets the next one start at once, and before it touches what an earlier one wrote it waits for
- * the previous one to be complete. Every kernel waits, so completion is in order.
+ * Kernels of a step overlap: each lets the next one start at once, and before it touches what an earlier one wrote it waits
+ * for the previous one to be complete. Every kernel waits, so completion is in order.
  */
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
@@ -75,7 +76,8 @@ inline bool kernels_may_overlap() { /* from compute capability 9.0 on */
 
 /* A launch that may start before the previous kernel of the stream is complete; see above. */
 template <typename... P, typename... A>
-inline cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned n_threads, size_t shared, cudaStream_t stream, A... args) {
+inline cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned n_threads, size_t shared, cudaStream_t stream,
+                          A... args) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;

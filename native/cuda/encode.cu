@@ -1,7 +1,7 @@
 /*
- * Encoding f16 tiles on the GPU: the float32 steps of the codecs in native/src/kv, in their order, so that the codes and scales
- * are the same bits (this file is compiled without contraction of a * b + c). One block per (job, KV head, side); a column,
- * token or channel that the reference walks through in order is walked by one thread.
+ * Encoding f16 tiles on the GPU: the float32 steps of the codecs in native/src/kv, in their order, so that the codes and
+ * scales are the same bits (this file is compiled without contraction of a * b + c). One block per (job, KV head, side); a
+ * column, token or channel that the reference walks through in order is walked by one thread.
  *
  * Cost: a tile is encoded once in its life, 64 tokens apart; 10 to 20 us a launch against 64 steps.
  */
@@ -37,10 +37,10 @@ __device__ __forceinline__ float as_f16(float x) {
 /* What a block works on, in shared memory. */
 struct work {
     int head_dim, ld;
-    float *y;       /* (64, ld) the tile, rotated if the codec is */
-    float *u;       /* (64, ld) scratch of the normalizing codecs */
+    float *y; /* (64, ld) the tile, rotated if the codec is */
+    float *u; /* (64, ld) scratch of the normalizing codecs */
     uint32_t *words;
-    uint8_t *codes; /* (64, head_dim) */
+    uint8_t *codes;         /* (64, head_dim) */
     float *token, *channel; /* factors: (64), (head_dim) */
 };
 
@@ -110,10 +110,11 @@ __device__ void encode_kivi(const work &w, const tile_format &f, __half *meta) {
         int g = i / n_cols, col = i % n_cols, n = min(group, n_rows - g * group);
         column c;
         if (f.is_k) {
-            c = affine_encode(w.y + g * group * w.ld + col, n, w.ld, f.bits, KEEP_NORM, w.codes + g * group * w.head_dim + col,
-                              w.head_dim);
+            c = affine_encode(w.y + g * group * w.ld + col, n, w.ld, f.bits, KEEP_NORM,
+                              w.codes + g * group * w.head_dim + col, w.head_dim);
         } else {
-            c = affine_encode(w.y + col * w.ld + g * group, n, 1, f.bits, UNBIASED, w.codes + col * w.head_dim + g * group, 1);
+            c = affine_encode(w.y + col * w.ld + g * group, n, 1, f.bits, UNBIASED, w.codes + col * w.head_dim + g * group,
+                              1);
         }
         put_meta(w, f, meta, i, __float2half_rn(c.scale));
         put_meta(w, f, meta, n_groups * n_cols + i, __float2half_rn(c.zero));
@@ -339,8 +340,8 @@ template <int HD> cudaError_t launch_for(const encode_args &a, uint32_t n_jobs, 
 
 cudaError_t launch_encode(const encode_args &a, uint32_t n_jobs, cudaStream_t stream) {
     switch (a.head_dim) {
-#define CASE(hd)                                                                                                                 \
-    case hd:                                                                                                                     \
+#define CASE(hd)                                                                                                           \
+    case hd:                                                                                                               \
         return launch_for<hd>(a, n_jobs, stream)
         CASE(16);
         CASE(32);

@@ -13,8 +13,8 @@ enum tile_path {
     PATH_NORMED_2,      /* K: scale and zero per channel over 64 tokens, scale per token; V: the other way round */
     PATH_NORMED_3,
     PATH_NORMED_4,
-    PATH_TOKEN_4, /* scale per token over 32 channels, codes around 8 */
-    PATH_TOKEN_8, /* around 128 */
+    PATH_TOKEN_4,  /* scale per token over 32 channels, codes around 8 */
+    PATH_TOKEN_8,  /* around 128 */
     PATH_AFFINE_2, /* V: scale and zero per token over 32 channels */
     PATH_AFFINE_4,
     PATH_AFFINE_2_G64, /* over 64 channels */
@@ -26,19 +26,19 @@ typedef struct tile_side { /* of K or V of a layer */
     uint32_t offset;       /* what codes count from, where tiles hold no zero points */
     uint32_t chunk_tokens; /* tokens whose codes are contiguous: 16, 32 or 64 */
     uint32_t chunk_bytes;
-    uint32_t meta_bytes;   /* scales, after 64 / chunk_tokens chunks */
+    uint32_t meta_bytes; /* scales, after 64 / chunk_tokens chunks */
     uint32_t rotated;
 } tile_side;
 
 /* A run of tiles of one KV head, all f16 or all encoded, against up to 8 NT columns (query token, query head). */
 typedef struct attend_unit {
-    uint32_t table;           /* where the span's page table starts, in entries */
+    uint32_t table; /* where the span's page table starts, in entries */
     uint32_t first_tile, n_tiles;
     uint32_t head, coded;
     uint32_t row, first_col, n_cols; /* first row of the span; columns of this unit, of n_tokens x head_group */
-    uint32_t pos, end;        /* position of the span's first token; positions from end on hold nothing yet */
-    uint32_t output;          /* units with the same output are merged */
-    uint32_t first_unit, n_units; /* of this output */
+    uint32_t pos, end;               /* position of the span's first token; positions from end on hold nothing yet */
+    uint32_t output;                 /* units with the same output are merged */
+    uint32_t first_unit, n_units;    /* of this output */
 } attend_unit;
 
 typedef struct attend_args {
@@ -47,12 +47,12 @@ typedef struct attend_args {
     const attend_unit *units;
     const uint32_t *n_units;
     const uint32_t *tables;
-    const uint8_t *raw, *coded; /* the layer's pools */
-    float *partial;     /* (unit, column, head_dim) */
-    float *partial_max; /* (unit, column, { max, sum }) */
-    uint32_t *arrived;  /* (output) zero between launches */
-    const float *sink_logits; /* (n_head) or NULL */
-    tile_side k, v;           /* of encoded tiles */
+    const uint8_t *raw, *coded;          /* the layer's pools */
+    float *partial;                      /* (unit, column, head_dim) */
+    float *partial_max;                  /* (unit, column, { max, sum }) */
+    uint32_t *arrived;                   /* (output) zero between launches */
+    const float *sink_logits;            /* (n_head) or NULL */
+    tile_side k, v;                      /* of encoded tiles */
     uint32_t k_tile_bytes, v_tile_bytes; /* rounded up, as they lie in a page */
     uint32_t n_head, n_head_kv;
     float scale, softcap;

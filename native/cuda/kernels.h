@@ -32,8 +32,8 @@ typedef struct linear_args {
 
 uint32_t linear_tiles(uint32_t n_rows); /* column tiles of 8 that the fragments are laid out for */
 /* x (n_rows, n_in), through an RMS norm if w is given */
-void launch_fragments(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_rows, uint32_t n_tiles, uint4 *fragments,
-                      float *x_sums, cudaStream_t stream);
+void launch_fragments(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_rows, uint32_t n_tiles,
+                      uint4 *fragments, float *x_sums, cudaStream_t stream);
 void launch_linear(const linear_args &args, cudaStream_t stream); /* matrices of one kind */
 
 /* ---- row.cu ---- */
@@ -49,7 +49,8 @@ typedef struct store_args { /* kvq_heads, on the device */
     bool interleaved;
 } store_args;
 
-void launch_norm(const float *x, const float *w, float eps, uint32_t n, uint32_t n_rows, bool add, float *y, cudaStream_t stream);
+void launch_norm(const float *x, const float *w, float eps, uint32_t n, uint32_t n_rows, bool add, float *y,
+                 cudaStream_t stream);
 void launch_gather(const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y, cudaStream_t stream);
 void launch_softcap(float cap, size_t n, float *x, cudaStream_t stream);
 void launch_store(const store_args &args, uint32_t n_rows, cudaStream_t stream);

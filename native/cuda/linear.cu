@@ -1,5 +1,6 @@
 /*
- * Matrix products of few rows (1 to 64 tokens): y = x . w^T on tensor cores, weights dequantized to half pairs in registers.
+ * Matrix products of few rows (1 to 64 tokens): y = x . w^T on tensor cores, weights dequantized to half pairs in
+ * registers.
  *
  * W is the A operand (16 rows x 16 columns), x the B operand: 8 NT tokens. A block owns 16 rows; its eight warps take every
  * eighth step of 64 columns and are summed in shared memory. x comes as B fragments of halves (fragments_kernel).
@@ -16,9 +17,12 @@ constexpr int N_WARPS = 8;
 constexpr float X_UNIT = 64.0f; /* fragments hold x / 64 as halves: |x| up to 4 million, steps of 4e-6 */
 
 template <int KIND> struct kind_traits {
-    static constexpr int N_CODES = KIND == W_F16 ? 4 : KIND == W_Q8 ? 2 : 1;             /* 16-byte words of codes of a step */
-    [[maybe_unused]] static constexpr float OFFSET = KIND == W_Q8 ? 128 : KIND == W_Q4S ? 8 : KIND == W_Q6K ? 32 : 0; /* the code of zero */
-    static constexpr bool HAS_MIN = KIND == W_Q4M || KIND == W_Q4K || KIND == W_Q5K;     /* an addend per 32 columns */
+    static constexpr int N_CODES = KIND == W_F16 ? 4 : KIND == W_Q8 ? 2 : 1; /* 16-byte words of codes of a step */
+    [[maybe_unused]] static constexpr float OFFSET = KIND == W_Q8    ? 128
+                                                     : KIND == W_Q4S ? 8
+                                                     : KIND == W_Q6K ? 32
+                                                                     : 0;            /* the code of zero */
+    static constexpr bool HAS_MIN = KIND == W_Q4M || KIND == W_Q4K || KIND == W_Q5K; /* an addend per 32 columns */
 };
 
 template <int KIND> struct quad_data { /* what a lane loads of four steps: its rows are lane / 4 and lane / 4 + 8 */
@@ -92,7 +96,8 @@ __device__ __forceinline__ float scaled_byte(uint32_t x, int i, float d, float d
     return fmaf(__uint_as_float(__byte_perm(x, 0x4b000000u, 0x7440u | i)), d, d_offset);
 }
 
-/* Factor and addend of row i (0: lane / 4, 1: + 8) in group g of 32 columns (of 16 for Q6K), for codes as f16 subnormals. */
+/* Factor and addend of row i (0: lane / 4, 1: + 8) in group g of 32 columns (of 16 for Q6K), for codes as f16 subnormals.
+ */
 template <int KIND> __device__ __forceinline__ float2 scale_of(const quad_data<KIND> &d, int s, int i, int g) {
     const uint32_t *words = reinterpret_cast<const uint32_t *>(d.scales[i]);
     float unit = (float)(1 << 24) / (float)(1 << code_shift<KIND>(KIND == W_Q6K ? g : 2 * g));
@@ -111,13 +116,15 @@ template <int KIND> __device__ __forceinline__ float2 scale_of(const quad_data<K
     }
 }
 
-/* What the columns of x bring to a step: B fragments (b, 2 registers); sums over 16 columns of tokens 2 (lane % 4) + { 0, 1 }. */
+/* What the columns of x bring to a step: B fragments (b, 2 registers); sums over 16 columns of tokens 2 (lane % 4) + { 0, 1
+ * }. */
 template <int NT> struct step_x {
     uint4 q[NT][2];
     float2 sums[NT][4];
 };
 
-template <int KIND, int NT> __device__ __forceinline__ void load_x(const linear_args &a, uint32_t step, int lane, step_x<NT> &x) {
+template <int KIND, int NT>
+__device__ __forceinline__ void load_x(const linear_args &a, uint32_t step, int lane, step_x<NT> &x) {
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         x.q[nt][0] = x.q[nt][1] = make_uint4(0, 0, 0, 0);
@@ -138,8 +145,8 @@ template <int KIND, int NT> __device__ __forceinline__ void load_x(const linear_
 }
 
 /*
- * y += w . x of one step. The codes are multiplied as integers (times 2^-24), from what their offset takes away on; their scale
- * comes after, in f32: 4 FMAs per group of 32 columns, and 4 for the addend of those kinds that have one.
+ * y += w . x of one step. The codes are multiplied as integers (times 2^-24), from what their offset takes away on; their
+ * scale comes after, in f32: 4 FMAs per group of 32 columns, and 4 for the addend of those kinds that have one.
  */
 template <int KIND, int NT>
 __device__ __forceinline__ void multiply_step(const quad_data<KIND> &d, int s, const step_x<NT> &x, float (&y)[NT][4]) {
@@ -194,9 +201,11 @@ __device__ __forceinline__ void multiply_step(const quad_data<KIND> &d, int s, c
     }
 }
 
-/* Rows of block rb: this warp takes quads warp, warp + n_warps, ... The first weights are asked for before x is there: they depend on nothing. */
+/* Rows of block rb: this warp takes quads warp, warp + n_warps, ... The first weights are asked for before x is there: they
+ * depend on nothing. */
 template <int KIND, int NT>
-__device__ __forceinline__ void multiply(const linear_args &a, const matrix &m, uint32_t rb, int warp, int n_warps, int lane, float (&y)[NT][4]) {
+__device__ __forceinline__ void multiply(const linear_args &a, const matrix &m, uint32_t rb, int warp, int n_warps,
+                                         int lane, float (&y)[NT][4]) {
     constexpr int AHEAD = NT >= 4 || KIND == W_F16 || KIND == W_Q8 ? 1 : 2; /* quads in flight */
     uint32_t n = n_quads(m.n_steps);
     quad_data<KIND> d[AHEAD];
@@ -238,7 +247,8 @@ __device__ __forceinline__ void multiply(const linear_args &a, const matrix &m, 
 
 /* Sums the warps, or each half of them: sums (n_parts, 16 rows, 8 NT columns) in shared memory. */
 template <int NT>
-__device__ __forceinline__ void sum_warps(const float (&c)[NT][4], int warp, int lane, int n_parts, float *sums, float *all) {
+__device__ __forceinline__ void sum_warps(const float (&c)[NT][4], int warp, int lane, int n_parts, float *sums,
+                                          float *all) {
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
 #pragma unroll
@@ -262,7 +272,8 @@ __device__ __forceinline__ float activate(uint32_t activation, float x) {
     return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
 }
 
-template <int KIND, int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT <= 2 ? 2 : 1) linear_kernel(const __grid_constant__ linear_args a) {
+template <int KIND, int NT>
+__global__ void __launch_bounds__(32 * N_WARPS, NT <= 2 ? 2 : 1) linear_kernel(const __grid_constant__ linear_args a) {
     __shared__ float all[N_WARPS * ROWS * (8 * NT + 1)], sums[2 * ROWS * 8 * NT];
     let_next_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -292,12 +303,13 @@ template <int KIND, int NT> __global__ void __launch_bounds__(32 * N_WARPS, NT <
 enum { FRAGMENT_THREADS = 256 };
 
 /*
- * Blocks (token, 512 columns): RMS norm if w is given, then B fragments (step, NT, lane, b, 2 registers) and their sums over 16
- * columns (step, NT, lane % 4, b, 2 tokens). Each block sums the squares of the whole row anew: that is faster than another launch.
+ * Blocks (token, 512 columns): RMS norm if w is given, then B fragments (step, NT, lane, b, 2 registers) and their sums
+ * over 16 columns (step, NT, lane % 4, b, 2 tokens). Each block sums the squares of the whole row anew: that is faster than
+ * another launch.
  */
 __global__ void __launch_bounds__(FRAGMENT_THREADS)
-    fragments_kernel(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_steps, uint32_t nt_total, uint4 *fragments,
-                     float *x_sums) {
+    fragments_kernel(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_steps, uint32_t nt_total,
+                     uint4 *fragments, float *x_sums) {
     __shared__ float shared[FRAGMENT_THREADS / 32];
     let_next_start();
     uint32_t token = blockIdx.y, i = blockIdx.x * FRAGMENT_THREADS + threadIdx.x, k = 2 * i;
@@ -340,8 +352,8 @@ __global__ void __launch_bounds__(FRAGMENT_THREADS)
 
 } // namespace
 
-void launch_fragments(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_rows, uint32_t n_tiles, uint4 *fragments,
-                      float *x_sums, cudaStream_t stream) {
+void launch_fragments(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_rows, uint32_t n_tiles,
+                      uint4 *fragments, float *x_sums, cudaStream_t stream) {
     uint32_t n_steps = (n_in + STEP - 1) / STEP;
     dim3 grid((n_steps * STEP / 2 + FRAGMENT_THREADS - 1) / FRAGMENT_THREADS, n_rows);
     launch(fragments_kernel, grid, FRAGMENT_THREADS, 0, stream, x, w, eps, n_in, n_steps, n_tiles, fragments, x_sums);
@@ -372,9 +384,9 @@ void launch_linear(const linear_args &args, cudaStream_t stream) {
     for (uint32_t i = 0; i < (args.gated ? 1 : args.n); i++)
         n_blocks += (args.w[i].n_out + ROWS - 1) / ROWS;
     switch (args.w[0].kind) {
-#define CASE(kind)                                                                                                               \
-    case kind:                                                                                                                   \
-        launch_kind<kind>(args, n_blocks, stream);                                                                               \
+#define CASE(kind)                                                                                                         \
+    case kind:                                                                                                             \
+        launch_kind<kind>(args, n_blocks, stream);                                                                         \
         break
         CASE(W_F16);
         CASE(W_Q8);

@@ -1,10 +1,10 @@
 /*
- * Cutting attention into units: for each span, KV head and group of columns one unit or more for each run of f16 tiles and for
- * each run of encoded tiles; the units of one such output are merged by the last block to finish.
+ * Cutting attention into units: for each span, KV head and group of columns one unit or more for each run of f16 tiles and
+ * for each run of encoded tiles; the units of one such output are merged by the last block to finish.
  *
- * Encoded runs are cut so that all blocks that run at the same time have a unit, all of about the same size. A decode of one
- * sequence then is one wave; with more outputs than blocks, pieces are a third of a block's share, so that the last wave is
- * short.
+ * Encoded runs are cut so that all blocks that run at the same time have a unit, all of about the same size. A decode of
+ * one sequence then is one wave; with more outputs than blocks, pieces are a third of a block's share, so that the last
+ * wave is short.
  */
 #include "plan.h"
 
@@ -20,7 +20,8 @@ static uint32_t tiles_seen(const kvq_span *span, uint32_t last_token) {
 }
 
 /* Runs of tiles of one kind that columns of tokens first .. last of a span see. */
-static uint32_t find_runs(const plan_shape *shape, const kvq_span *span, uint32_t first_token, uint32_t last_token, run *runs) {
+static uint32_t find_runs(const plan_shape *shape, const kvq_span *span, uint32_t first_token, uint32_t last_token,
+                          run *runs) {
     uint32_t first_pos = span->pos + first_token, n = 0;
     uint32_t tile = shape->window > 0 && first_pos + 1 > shape->window ? (first_pos + 1 - shape->window) / KVQ_TILE : 0;
     const kvq_page *pages = span->pages[shape->group];
@@ -60,7 +61,8 @@ template <typename F> static void for_outputs(const plan_shape *shape, const kvq
     }
 }
 
-uint32_t plan_units(const plan_shape *shape, const kvq_batch *batch, const uint32_t *tables, attend_unit *units, uint32_t max_units) {
+uint32_t plan_units(const plan_shape *shape, const kvq_batch *batch, const uint32_t *tables, attend_unit *units,
+                    uint32_t max_units) {
     uint64_t total = 0;
     uint32_t n_runs_all = 0, n_units = 0, output = 0;
     for_outputs(shape, batch, [&](uint32_t, const kvq_span *, uint32_t, uint32_t, run *runs, uint32_t n_runs) {
@@ -71,42 +73,43 @@ uint32_t plan_units(const plan_shape *shape, const kvq_batch *batch, const uint3
     uint32_t waves = n_runs_all < shape->n_blocks / 2 ? 1 : 3;
     uint32_t n_pieces_all = shape->n_blocks * waves > n_runs_all ? shape->n_blocks * waves - n_runs_all : 1;
     bool fits = true;
-    for_outputs(shape, batch, [&](uint32_t i, const kvq_span *span, uint32_t col, uint32_t n_cols, run *runs, uint32_t n_runs) {
-        uint32_t n_units_output = 0;
-        for (uint32_t r = 0; r < n_runs; r++) {
-            uint32_t share = (uint32_t)((uint64_t)cost(&runs[r]) * n_pieces_all / (total > 0 ? total : 1));
-            uint32_t most = (runs[r].n_tiles + MIN_TILES - 1) / MIN_TILES;
-            runs[r].n_pieces = share < 1 ? 1 : least(share, most);
-            n_units_output += runs[r].n_pieces;
-        }
-        for (uint32_t head = 0; head < shape->n_head_kv; head++, output++) {
-            uint32_t first_unit = n_units;
-            if (n_units + n_units_output > max_units) {
-                fits = false;
-                return;
-            }
-            for (uint32_t r = 0; r < n_runs; r++)
-                for (uint32_t p = 0; p < runs[r].n_pieces; p++) {
-                    uint32_t from = (uint32_t)((uint64_t)runs[r].n_tiles * p / runs[r].n_pieces);
-                    uint32_t to = (uint32_t)((uint64_t)runs[r].n_tiles * (p + 1) / runs[r].n_pieces);
-                    attend_unit *u = &units[n_units++];
-                    *u = attend_unit{};
-                    u->table = tables[i];
-                    u->first_tile = runs[r].first + from;
-                    u->n_tiles = to - from;
-                    u->head = head;
-                    u->coded = runs[r].coded;
-                    u->row = span->first;
-                    u->first_col = col;
-                    u->n_cols = n_cols;
-                    u->pos = span->pos;
-                    u->end = span->pos + span->n_tokens;
-                    u->output = output;
-                    u->first_unit = first_unit;
-                    u->n_units = n_units_output;
-                }
-        }
-    });
+    for_outputs(shape, batch,
+                [&](uint32_t i, const kvq_span *span, uint32_t col, uint32_t n_cols, run *runs, uint32_t n_runs) {
+                    uint32_t n_units_output = 0;
+                    for (uint32_t r = 0; r < n_runs; r++) {
+                        uint32_t share = (uint32_t)((uint64_t)cost(&runs[r]) * n_pieces_all / (total > 0 ? total : 1));
+                        uint32_t most = (runs[r].n_tiles + MIN_TILES - 1) / MIN_TILES;
+                        runs[r].n_pieces = share < 1 ? 1 : least(share, most);
+                        n_units_output += runs[r].n_pieces;
+                    }
+                    for (uint32_t head = 0; head < shape->n_head_kv; head++, output++) {
+                        uint32_t first_unit = n_units;
+                        if (n_units + n_units_output > max_units) {
+                            fits = false;
+                            return;
+                        }
+                        for (uint32_t r = 0; r < n_runs; r++)
+                            for (uint32_t p = 0; p < runs[r].n_pieces; p++) {
+                                uint32_t from = (uint32_t)((uint64_t)runs[r].n_tiles * p / runs[r].n_pieces);
+                                uint32_t to = (uint32_t)((uint64_t)runs[r].n_tiles * (p + 1) / runs[r].n_pieces);
+                                attend_unit *u = &units[n_units++];
+                                *u = attend_unit{};
+                                u->table = tables[i];
+                                u->first_tile = runs[r].first + from;
+                                u->n_tiles = to - from;
+                                u->head = head;
+                                u->coded = runs[r].coded;
+                                u->row = span->first;
+                                u->first_col = col;
+                                u->n_cols = n_cols;
+                                u->pos = span->pos;
+                                u->end = span->pos + span->n_tokens;
+                                u->output = output;
+                                u->first_unit = first_unit;
+                                u->n_units = n_units_output;
+                            }
+                    }
+                });
     return fits ? n_units : 0;
 }
 

@@ -15,7 +15,8 @@ typedef struct plan_shape { /* of an attention operation */
 
 /* Units of a step, at most max_units; tables: where each span's page table of this group starts. Returns how many, or 0 if
  * they do not fit. */
-uint32_t plan_units(const plan_shape *shape, const kvq_batch *batch, const uint32_t *tables, attend_unit *units, uint32_t max_units);
+uint32_t plan_units(const plan_shape *shape, const kvq_batch *batch, const uint32_t *tables, attend_unit *units,
+                    uint32_t max_units);
 /* The most units that a step of a backend with these limits can have. */
 uint32_t plan_max_units(const kvq_backend_limits *limits, uint32_t n_blocks);
 

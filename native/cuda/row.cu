@@ -111,7 +111,8 @@ __global__ void store_kernel(const __grid_constant__ store_args a) {
 
 } // namespace
 
-void launch_norm(const float *x, const float *w, float eps, uint32_t n, uint32_t n_rows, bool add, float *y, cudaStream_t stream) {
+void launch_norm(const float *x, const float *w, float eps, uint32_t n, uint32_t n_rows, bool add, float *y,
+                 cudaStream_t stream) {
     launch(norm_kernel, dim3(n_rows), n >= 1024 ? 1024 : 256, 0, stream, x, w, eps, n, add, y);
 }
 

@@ -1,21 +1,21 @@
 /*
- * How the GPU stores a tile: the canonical codes and scales of a codec, in the order in which tensor-core fragments are read.
+ * How the GPU stores a tile: the canonical codes and scales of a codec, in the order in which tensor-core fragments are
+ * read.
  *
  * Attention computes S^T = K Q^T and O^T = V^T P^T, so K and V^T are the A operand (16 x 16) of mma.m16n8k16:
  *
  *   K: rows are tokens, columns channels     V: rows are channels, columns tokens
  *
  * Element (row, col) of a fragment lies in lane row % 8 * 4 + col % 8 / 2, register row / 8 + 2 * (col / 8), half col % 2.
- * A tile has, for each block of 16 channels j, four such fragments, one for each block of 16 tokens. One 32-bit register image
- * of all four, per lane, is packed so that codes of both halves of a register lie 16 bits apart at the same offset: one AND
- * makes a pair of f16 subnormals of them.
+ * A tile has, for each block of 16 channels j, four such fragments, one for each block of 16 tokens. One 32-bit register
+ * image of all four, per lane, is packed so that codes of both halves of a register lie 16 bits apart at the same offset:
+ * one AND makes a pair of f16 subnormals of them.
  *
  *   bits  bytes of lane l in channel block j          where the code of (register r, token block b) lies
  *   2     8 at (32 j + l) * 8                         word r / 2, bit 8 (r % 2) + 2 b
- *   3     12 at (32 j + l) * 12                       i = 4 r + b: word i / 5, bit 3 (i % 5); i = 15: bit 15 of words 0, 1, 2
- *   4     16 at (32 j + l) * 16                       word r, bit 4 b
- *   8     16 at ((b / 2) J + j) * 512 + 16 l          word r, bit 8 (b % 2)           (J = head_dim / 16)
- *   16    16 at (b J + j) * 512 + 16 l                word r
+ *   3     12 at (32 j + l) * 12                       i = 4 r + b: word i / 5, bit 3 (i % 5); i = 15: bit 15 of words 0, 1,
+ * 2 4     16 at (32 j + l) * 16                       word r, bit 4 b 8     16 at ((b / 2) J + j) * 512 + 16 l word r, bit
+ * 8 (b % 2)           (J = head_dim / 16) 16    16 at (b J + j) * 512 + 16 l                word r
  *
  * Scales follow the codes (meta), in the order in which a lane multiplies them into Q, P or S; see meta_place.
  */
@@ -142,7 +142,8 @@ KVQ_BOTH uint32_t meta_place(uint32_t family, bool is_k, uint32_t group, uint32_
     uint32_t n = n_groups_of(head_dim, group), t = i % TILE_TOKENS, g = i / TILE_TOKENS % n, is_zero = i / TILE_TOKENS / n;
     if (is_k) /* (group, token) -> (token, group) */
         return row_order(t) * n + g;
-    return is_zero * n * TILE_TOKENS + (t / 16 * n + g) * 16 + col_order(t % 16); /* -> (block of 16 tokens, group, token) */
+    return is_zero * n * TILE_TOKENS + (t / 16 * n + g) * 16 +
+           col_order(t % 16); /* -> (block of 16 tokens, group, token) */
 }
 
 #endif

@@ -117,7 +117,9 @@ __global__ void arrange_kernel(matrix m, const uint8_t *source, size_t row_bytes
         uint32_t block_bytes = m.kind == W_Q4K ? 144 : m.kind == W_Q5K ? 176 : 210;
         const uint8_t *from = source + row * row_bytes + (size_t)step / 4 * block_bytes + (m.kind == W_Q6K ? 208 : 0);
         uint32_t d = inside ? half_at(from) : 0, dmin = inside && m.kind != W_Q6K ? half_at(from + 2) : 0;
-        ((uint32_t *)m.super)[((size_t)(first_block + block) * n_quads(m.n_steps) + step / QUAD) * ROWS + lane] = d | dmin << 16;
+        ((uint32_t *)m.super)[((size_t)(first_block + block) * n_quads(m.n_steps) + step / QUAD) * ROWS + lane] = d |
+                                                                                                                  dmin
+                                                                                                                      << 16;
     }
 }
 

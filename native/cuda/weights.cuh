@@ -1,6 +1,6 @@
 /*
- * Weight matrices on the GPU: 16 rows x 64 columns (a step) in the order of the A fragments of four mma.m16n8k16, so that one
- * 16-byte load per lane is codes for four of them.
+ * Weight matrices on the GPU: 16 rows x 64 columns (a step) in the order of the A fragments of four mma.m16n8k16, so that
+ * one 16-byte load per lane is codes for four of them.
  *
  *   kind   codes per step (16 rows)                               scales per step, row     bytes per weight
  *   F16    4 x 512 B: fragment after fragment                     -                        2
@@ -11,8 +11,9 @@
  *   Q5K    512 B, 128 B of fifth bits: bit 4 r + b                the same                 0.703
  *   Q6K    512 B, 256 B of high bits: word r / 2, bit 8 (r % 2) + 2 b   4 sc bytes         0.820     (code - 32) d sc
  *
- * Scales lie row by row for four steps (a quad), K kinds have { d, dmin } half once per quad and row. r: fragment register, b: fragment of the step; the codes of a
- * register's two halves lie 16 bits apart. Rows and columns beyond the matrix hold zeros.
+ * Scales lie row by row for four steps (a quad), K kinds have { d, dmin } half once per quad and row. r: fragment register,
+ * b: fragment of the step; the codes of a register's two halves lie 16 bits apart. Rows and columns beyond the matrix hold
+ * zeros.
  */
 #ifndef KVQ_CUDA_WEIGHTS_CUH
 #define KVQ_CUDA_WEIGHTS_CUH
@@ -53,7 +54,8 @@ __host__ __device__ __forceinline__ uint32_t nibble_at(uint32_t b) {
     return 8 * (b % 2) + 4 * (b / 2);
 }
 
-__host__ __device__ __forceinline__ size_t scale_at(uint32_t n_steps, uint32_t words, uint32_t rb, uint32_t step, uint32_t row) {
+__host__ __device__ __forceinline__ size_t scale_at(uint32_t n_steps, uint32_t words, uint32_t rb, uint32_t step,
+                                                    uint32_t row) {
     return ((((size_t)rb * n_quads(n_steps) + step / QUAD) * ROWS + row) * QUAD + step % QUAD) * words;
 }
 

@@ -1,4 +1,4 @@
-"""The machine code of the attention kernels, without a GPU: tensor cores, no spills, no local memory, few instructions."""
+"""The machine code of the attention kernels, without a GPU: tensor cores, asynchronous copies, no spills."""
 
 import re
 import shutil
@@ -23,7 +23,15 @@ def sass(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Attention for sm_90 with heads of 128 elements."""
     nvcc, cuobjdump, _ = _tool("nvcc"), _tool("cuobjdump"), _tool("nvdisasm")
     out = tmp_path_factory.mktemp("sass") / "attend.cubin"
-    command = [nvcc, "-O3", "-std=c++17", "-arch=sm_90", "-cubin", f"-DKVQ_HEAD_DIM={HEAD_DIM}", NATIVE / "cuda/attend.cu"]
+    command = [
+        nvcc,
+        "-O3",
+        "-std=c++17",
+        "-arch=sm_90",
+        "-cubin",
+        f"-DKVQ_HEAD_DIM={HEAD_DIM}",
+        NATIVE / "cuda/attend.cu",
+    ]
     subprocess.run([*command, "-o", out], check=True)
     return subprocess.run([cuobjdump, "--dump-sass", out], check=True, capture_output=True, text=True).stdout
 

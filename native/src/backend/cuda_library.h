@@ -11,7 +11,7 @@ enum { KVQ_CUDA_ABI = 1 /* grows with every change of backend.h or codec.h */ };
 
 typedef struct kvq_cuda_host { /* what the core gives */
     uint32_t abi;
-    size_t limits_bytes, ops_bytes; /* of kvq_backend_limits, kvq_backend_ops */
+    size_t limits_bytes, ops_bytes;                                     /* of kvq_backend_limits, kvq_backend_ops */
     pykvq_status (*fail)(pykvq_status status, const char *format, ...); /* kvq_fail */
 } kvq_cuda_host;
 

@@ -1,6 +1,6 @@
 /*
- * Which backend. CUDA is a library of its own, loaded from beside this one when it is asked for, so that a machine without it
- * runs the same package.
+ * Which backend. CUDA is a library of its own, loaded from beside this one when it is asked for, so that a machine without
+ * it runs the same package.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
