@@ -9,7 +9,6 @@
  */
 #include "cpu/attend.h"
 #include "cpu/isa.h"
-#include "kv/rotate.h"
 
 #include <math.h>
 #include <string.h>
@@ -218,17 +217,16 @@ static void gather_queries(const job *j, const block *b, uint32_t first_head, ui
             memcpy(q, j->attention->q + row_offset(j, b, first_head + i, r), kv->head_dim * sizeof *q);
     if (kv->k->rotated) {
         memcpy(t->q_coded, t->q, (size_t)n_heads * b->n_rows * kv->head_dim * sizeof *q);
-        kvq_rotate(t->q_coded, n_heads * b->n_rows, kv->head_dim);
+        j->kernels->rotate(t->q_coded, n_heads * b->n_rows, kv->head_dim);
     }
 }
 
-/* o += coded, in the original basis; both (n_rows, stride) */
-static void add_rotated_back(float *o, float *coded, size_t n_rows, uint32_t head_dim) {
-    for (size_t r = 0; r < n_rows; r++, o += kvq_output_stride(head_dim), coded += kvq_output_stride(head_dim)) {
-        kvq_rotate_back(coded, 1, head_dim);
-        for (uint32_t c = 0; c < head_dim; c++)
-            o[c] += coded[c];
-    }
+/* o += coded, in the original basis; both (n_rows, head_dim), which is a multiple of 16 where a codec rotates */
+static void add_rotated_back(const job *j, float *o, float *coded, uint32_t n_rows) {
+    uint32_t head_dim = j->attention->kv->head_dim;
+    j->kernels->rotate_back(coded, n_rows, head_dim);
+    for (uint32_t i = 0; i < n_rows * head_dim; i++)
+        o[i] += coded[i];
 }
 
 static void run_unit(const job *j, uint32_t unit, const thread_layout *t) {
@@ -269,7 +267,7 @@ static void run_unit(const job *j, uint32_t unit, const thread_layout *t) {
     gather_queries(j, b, first_head, n_heads, t);
     j->kernels->run(&work);
     if (kv->v->rotated)
-        add_rotated_back(work.o[KVQ_PLAIN], work.o[KVQ_CODED], (size_t)n_heads * b->n_rows, kv->head_dim);
+        add_rotated_back(j, work.o[KVQ_PLAIN], work.o[KVQ_CODED], n_heads * b->n_rows);
     for (uint32_t i = 0; i < n_heads * b->n_rows && b->n_pieces == 1; i++)
         write_row(j, b, first_head + i / b->n_rows, i % b->n_rows, work.max[i], work.sum[i],
                   work.o[KVQ_PLAIN] + (size_t)i * stride);

@@ -78,6 +78,9 @@ typedef struct kvq_attend_kernels {
     const kvq_key_kernels *const *keys;     /* the f16 kernels first, NULL last */
     const kvq_value_kernels *const *values; /* the f16 kernels first, NULL last */
     void (*run)(const kvq_attend_work *work);
+    /* kvq_rotate and kvq_rotate_back of (n_rows, head_dim), equal but for rounding */
+    void (*rotate)(float *x, uint32_t n_rows, uint32_t head_dim);
+    void (*rotate_back)(float *x, uint32_t n_rows, uint32_t head_dim);
 } kvq_attend_kernels;
 
 /* Fails with a sentence if attention cannot read pages of these codecs. */

@@ -61,64 +61,8 @@ static void merge_row(const float *wide, const float *narrow, const uint8_t *mas
     }
 }
 
-/* ---- the rotation of kv/rotate.h, several channels at a time ---- */
-
-static const uint32_t lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-/* x (n) times the signs of kvq_rotate_negative and `factor` */
-static void scale_signed(float *x, uint32_t n, float factor) {
-    for (uint32_t d = 0; d < n; d += VF) {
-        vi32 hash = vi_mul(vi_add(vi_load(lane_numbers), vi_set1((int32_t)d + 1)), vi_set1((int32_t)0x9E3779B1u));
-        hash = vi_mul(vi_xor(hash, vi_shr(hash, 15)), vi_set1((int32_t)0x85EBCA77u));
-        vi32 sign = vi_and(vi_xor(hash, vi_shr(hash, 13)), vi_set1(INT32_MIN));
-        vf_store(x + d, vf_mul(vi_to_bits(vi_xor(vi_from_bits(vf_load(x + d)), sign)), vf_set1(factor)));
-    }
-}
-
-/* x (n, n_cols): butterflies across rows, from rows `half` apart to those a block of rows / 2 apart */
-VEC_INLINE void butterflies(float *x, uint32_t half, uint32_t block, uint32_t n, uint32_t n_cols) {
-    for (; half < block; half *= 2)
-        for (uint32_t i = 0; i < n; i++)
-            for (uint32_t c = 0; c < n_cols && (i & half) == 0; c += VF) {
-                float *at = x + i * n_cols + c;
-                vf32 a = vf_load(at), b = vf_load(at + half * n_cols);
-                vf_store(at, vf_add(a, b));
-                vf_store(at + half * n_cols, vf_sub(a, b));
-            }
-}
-
-/* x (n) times the Hadamard matrices of its blocks, not scaled */
-static void hadamard(float *x, uint32_t n) {
-    vf32 signs[4]; /* -1 where the lane's number has the bit */
-    for (uint32_t i = 0; 1u << i < VF; i++) {
-        float sign[VF];
-        for (uint32_t lane = 0; lane < VF; lane++)
-            sign[lane] = lane >> i & 1 ? -1.0f : 1.0f;
-        signs[i] = vf_load(sign);
-    }
-    for (uint32_t d = 0; d < n; d += VF) {
-        vf32 y = vf_load(x + d);
-#pragma GCC unroll 4
-        for (uint32_t i = 0; 1u << i < VF; i++)
-            y = vf_fma(y, signs[i], vf_swap(y, 1 << i));
-        vf_store(x + d, y);
-    }
-    butterflies(x, 1, kvq_rotate_block(n) / VF, n / VF, VF);
-}
-
-static float hadamard_factor(uint32_t n) {
-    return 1.0f / sqrtf((float)kvq_rotate_block(n));
-}
-
-static void rotate(float *x, uint32_t n) {
-    scale_signed(x, n, hadamard_factor(n));
-    hadamard(x, n);
-}
-
-static void rotate_back(float *x, uint32_t n) {
-    hadamard(x, n);
-    scale_signed(x, n, hadamard_factor(n));
-}
+void KVQ_NAME(kvq_attend_rotate)(float *x, uint32_t n_rows, uint32_t n);
+void KVQ_NAME(kvq_attend_rotate_back)(float *x, uint32_t n_rows, uint32_t n);
 
 /* ---- attention ---- */
 
@@ -129,8 +73,7 @@ VEC_INLINE void score_split(const split_tile *s, const float *q, const uint32_t 
     for (uint32_t r = 0; r < n_rows; r++)
         split_row(q + r * s->head_dim, s->mask, s->head_dim, rows[0] + r * n[0], rows[1] + r * n[1]);
     for (uint32_t i = 0; i < 2; i++) {
-        for (uint32_t r = 0; r < n_rows; r++)
-            rotate(rows[i] + r * n[i], n[i]);
+        KVQ_NAME(kvq_attend_rotate)(rows[i], n_rows, n[i]);
         prepare_queries(rows[i], n_rows, n[i], bits + 1 - i, turbo_bias(bits + 1 - i), KVQ_MAX_HEAD_DIM, prepared);
         score_scaled(&s->sets[i], prepared, n_rows, i > 0, logits);
     }
@@ -142,12 +85,30 @@ VEC_INLINE void mix_split(const split_tile *s, const float *p, uint32_t n_rows, 
     for (uint32_t i = 0; i < 2; i++) {
         memset(rows[i], 0, n_rows * n[i] * sizeof(float));
         mix_scaled(&s->sets[i], p, n_rows, rows[i]);
-        for (uint32_t r = 0; r < n_rows; r++)
-            rotate_back(rows[i] + r * n[i], n[i]);
+        KVQ_NAME(kvq_attend_rotate_back)(rows[i], n_rows, n[i]);
     }
     for (uint32_t r = 0; r < n_rows; r++)
         merge_row(rows[0] + r * n[0], rows[1] + r * n[1], s->mask, s->head_dim, true,
                   o + r * kvq_output_stride(s->head_dim));
+}
+
+/* x (n, 64) -> the original basis: tokens in lanes, butterflies between rows */
+VEC_INLINE void rotate_back_rows(float *x, uint32_t n) {
+    uint32_t block = kvq_rotate_block(n);
+    for (uint32_t half = 1; half < block; half *= 2)
+        for (uint32_t d = 0; d < n; d++)
+            for (uint32_t t = 0; t < KVQ_TILE && (d & half) == 0; t += VF) {
+                float *at = x + d * KVQ_TILE + t;
+                vf32 a = vf_load(at), b = vf_load(at + half * KVQ_TILE);
+                vf_store(at, vf_add(a, b));
+                vf_store(at + half * KVQ_TILE, vf_sub(a, b));
+            }
+    float factor = 1.0f / sqrtf((float)block);
+    for (uint32_t d = 0; d < n; d++)
+        for (uint32_t t = 0; t < KVQ_TILE; t += VF) {
+            float *at = x + d * KVQ_TILE + t;
+            vf_store(at, vf_mul(vf_load(at), vf_set1(kvq_rotate_negative(d) ? -factor : factor)));
+        }
 }
 
 VEC_INLINE void expand_split_keys(const split_tile *s, float *k) {
@@ -155,28 +116,23 @@ VEC_INLINE void expand_split_keys(const split_tile *s, float *k) {
     uint8_t channels[KVQ_MAX_HEAD_DIM], *channel = channels;
     kvq_turbo_channels(s->mask, s->head_dim, channels);
     for (uint32_t i = 0; i < 2; channel += s->sets[i++].codes.n) {
-        uint32_t n = s->sets[i].codes.n;
         expand_scaled_keys(&s->sets[i], x);
-        butterflies(x, 1, kvq_rotate_block(n), n, KVQ_TILE);
-        for (uint32_t d = 0; d < n; d++) {
-            float factor = kvq_rotate_negative(d) ? -hadamard_factor(n) : hadamard_factor(n);
-            for (uint32_t t = 0; t < KVQ_TILE; t += VF)
-                vf_store(k + channel[d] * KVQ_TILE + t, vf_mul(vf_load(x + d * KVQ_TILE + t), vf_set1(factor)));
-        }
+        rotate_back_rows(x, s->sets[i].codes.n);
+        for (uint32_t d = 0; d < s->sets[i].codes.n; d++)
+            memcpy(k + channel[d] * KVQ_TILE, x + d * KVQ_TILE, KVQ_TILE * sizeof *k);
     }
 }
 
 VEC_INLINE void expand_split_values(const split_tile *s, float *v) {
     _Alignas(64) float rows[2][KVQ_TILE * (KVQ_MAX_HEAD_DIM / 2 + 16) + VF];
     uint32_t n[2] = {s->sets[0].codes.n, s->sets[1].codes.n};
-    for (uint32_t i = 0; i < 2; i++)
+    for (uint32_t i = 0; i < 2; i++) {
         expand_scaled_values(&s->sets[i], rows[i]);
-    for (uint32_t t = 0; t < KVQ_TILE; t++) {
-        rotate_back(rows[0] + t * n[0], n[0]);
-        rotate_back(rows[1] + t * n[1], n[1]);
+        KVQ_NAME(kvq_attend_rotate_back)(rows[i], KVQ_TILE, n[i]);
+    }
+    for (uint32_t t = 0; t < KVQ_TILE; t++)
         merge_row(rows[0] + t * n[0], rows[1] + t * n[1], s->mask, s->head_dim, false,
                   v + t * kvq_output_stride(s->head_dim));
-    }
 }
 
 #define SPLIT(id, bits)                                                                                                    \
