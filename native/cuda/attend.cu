@@ -468,12 +468,17 @@ template <int NT> __device__ void run_unit(const attend_args &a, uint32_t unit, 
     }
     tile_side raw = {PATH_F16, 16, 0, 16, HD * 32, 0, 0};
     tile_side k = w.u.coded ? a.k : raw, v = w.u.coded ? a.v : raw;
+#ifdef KVQ_ONLY_K /* one pair alone: a test counts its instructions */
+    k.path = KVQ_ONLY_K, v.path = KVQ_ONLY_V;
+    walk<NT, 4>(w, k, v, out);
+#else
     if (k.chunk_tokens == 64 && v.chunk_tokens == 64)
         walk<NT, 4>(w, k, v, out);
     else if (k.chunk_tokens == 32 && v.chunk_tokens == 32)
         walk<NT, 2>(w, k, v, out);
     else
         walk<NT, 1>(w, k, v, out);
+#endif
     __syncthreads();
     float *max_sum = floats + N_WARPS * N_COLS * LD;
     merge_warps<NT>(w, v, out, floats, max_sum);

@@ -396,12 +396,22 @@ void run_encodes(cuda_backend *c) {
     }
 }
 
+/* The norm that was put off, if this is not the projection that takes it in. */
+void flush_norm(cuda_backend *c) {
+    if (c->norm.y == NULL)
+        return;
+    launch_norm(c->norm.x, vector_of(c->norm.w), c->norm.eps, c->norm.w->n_in, c->norm.n_rows, false, (float *)c->norm.y,
+                c->stream);
+    c->norm.y = NULL;
+}
+
 /* Ends the capture; launches what was captured or kept. */
 void run_graph(cuda_backend *c, bool run) {
     cudaGraph_t graph = NULL;
     cudaGraphExec_t exec = c->replay != NULL ? c->replay->exec : NULL;
     uint32_t variants = c->replay != NULL ? c->replay->variants : c->variants_used;
     if (c->replay == NULL) {
+        flush_norm(c);
         note(c, cudaStreamEndCapture(c->stream, &graph));
         if (c->error == cudaSuccess && run)
             note(c, cudaGraphInstantiate(&exec, graph, 0));
@@ -437,15 +447,6 @@ pykvq_status op_step_end(kvq_backend *be, bool run) {
 }
 
 /* ---- operations ---- */
-
-/* The norm that was put off, if this is not the projection that takes it in. */
-void flush_norm(cuda_backend *c) {
-    if (c->norm.y == NULL)
-        return;
-    launch_norm(c->norm.x, vector_of(c->norm.w), c->norm.eps, c->norm.w->n_in, c->norm.n_rows, false, (float *)c->norm.y,
-                c->stream);
-    c->norm.y = NULL;
-}
 
 void op_embed(kvq_backend *be, const kvq_weight *table, float scale, float *x) {
     cuda_backend *c = cuda_of(be);
@@ -541,8 +542,10 @@ void op_gated(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight
 void op_gather(kvq_backend *be, const float *x, uint32_t n, const uint32_t *, uint32_t n_rows, float *y) {
     cuda_backend *c = cuda_of(be);
     bool in_place = x == y && n_rows == c->batch->n_tokens; /* rows ascend: all of them are where they should be */
-    if (c->replay == NULL && n_rows > 0 && !in_place)
-        launch_gather(x, n, c->device.logit_rows, n_rows, y, c->stream);
+    if (c->replay != NULL || n_rows == 0 || in_place)
+        return;
+    flush_norm(c);
+    launch_gather(x, n, c->device.logit_rows, n_rows, y, c->stream);
 }
 
 void op_softcap(kvq_backend *be, float softcap, size_t n, float *x) {
@@ -569,6 +572,7 @@ void op_store(kvq_backend *be, const kvq_heads *h) {
     cuda_backend *c = cuda_of(be);
     if (c->replay != NULL)
         return;
+    flush_norm(c);
     store_args a = {};
     a.q = h->q;
     a.k = h->k;
@@ -624,6 +628,7 @@ void op_attend(kvq_backend *be, const kvq_attention *t) {
     cuda_backend *c = cuda_of(be);
     if (c->replay != NULL)
         return;
+    flush_norm(c);
     const kvq_kv_layer *kv = t->kv;
     attend_args a = {};
     tile_format format;

@@ -18,38 +18,65 @@ def _tool(name: str) -> str:
     return found
 
 
-@pytest.fixture(scope="module")
-def sass(tmp_path_factory: pytest.TempPathFactory) -> str:
+def _disassemble(folder: Path, *defines: str) -> str:
     """Attention for sm_90 with heads of 128 elements."""
     nvcc, cuobjdump, _ = _tool("nvcc"), _tool("cuobjdump"), _tool("nvdisasm")
-    out = tmp_path_factory.mktemp("sass") / "attend.cubin"
-    command = [
-        nvcc,
-        "-O3",
-        "-std=c++17",
-        "-arch=sm_90",
-        "-cubin",
-        f"-DKVQ_HEAD_DIM={HEAD_DIM}",
-        NATIVE / "cuda/attend.cu",
-    ]
-    subprocess.run([*command, "-o", out], check=True)
+    out = folder / "attend.cubin"
+    command = [nvcc, "-O3", "-std=c++17", "-arch=sm_90", "-cubin", f"-DKVQ_HEAD_DIM={HEAD_DIM}", *defines]
+    subprocess.run([*command, NATIVE / "cuda/attend.cu", "-o", out], check=True)
     return subprocess.run([cuobjdump, "--dump-sass", out], check=True, capture_output=True, text=True).stdout
 
 
-def _kernels(sass: str) -> list[list[str]]:
-    """The opcodes of each function."""
+@pytest.fixture(scope="module")
+def sass(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _disassemble(tmp_path_factory.mktemp("sass"))
+
+
+def _kernels(sass: str) -> list[list[tuple[int, str]]]:
+    """The addresses and instructions of each function."""
     functions = sass.split("Function :")[1:]
-    return [re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", text) for text in functions]
+    found = [re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?(.*?);", text) for text in functions]
+    return [[(int(address, 16), text) for address, text in function] for function in found]
+
+
+def _loops(function: list[tuple[int, str]]) -> list[list[str]]:
+    """The bodies of its loops: from the target of a backward branch to the branch."""
+    found = []
+    for address, text in function:
+        branch = re.search(r"^BRA.*?0x([0-9a-f]+)", text)
+        if branch and int(branch[1], 16) < address:
+            found.append([body for at, body in function if int(branch[1], 16) <= at <= address])
+    return found
+
+
+def _n_products(body: list[str]) -> int:
+    return sum(text.startswith("HMMA") for text in body)
 
 
 def test_attention_is_on_tensor_cores(sass: str) -> None:
     kernels = _kernels(sass)
     assert len(kernels) == 2
-    for opcodes in kernels:
-        assert sum(op.startswith("HMMA.16816.F32") for op in opcodes) > 500
-        assert sum(op.startswith("LDGSTS.E.BYPASS.128") or op.startswith("LDGSTS.E.128") for op in opcodes) > 0
+    for function in kernels:
+        assert sum(text.startswith("HMMA.16816.F32") for _, text in function) > 300
+        assert sum(re.match(r"LDGSTS\.E(\.BYPASS)?\.128", text) is not None for _, text in function) > 0
 
 
 def test_attention_spills_nothing(sass: str) -> None:
-    for opcodes in _kernels(sass):
-        assert not [op for op in opcodes if op.startswith(("LDL", "STL"))]
+    for function in _kernels(sass):
+        assert not [text for _, text in function if text.startswith(("LDL", "STL"))]
+
+
+@pytest.mark.parametrize(
+    ("k", "v", "budget"),
+    [("CHANNEL_2", "AFFINE_2", 2.7), ("CHANNEL_4", "AFFINE_4", 2.7), ("NORMED_2", "NORMED_2", 2.7)],
+)
+def test_instructions_per_element(tmp_path: Path, k: str, v: str, budget: float) -> None:
+    """Of the loop over tiles with 8 columns, every branch taken; its loop over channel blocks takes two at a time."""
+    sass = _disassemble(tmp_path, f"-DKVQ_ONLY_K=PATH_{k}", f"-DKVQ_ONLY_V=PATH_{v}")
+    loops = _loops(min(_kernels(sass), key=len))
+    most = max(_n_products(body) for body in loops)
+    over_tiles = min((body for body in loops if _n_products(body) == most), key=len)
+    over_channels = min((body for body in loops if _n_products(body) > 0), key=len)
+    n_turns = HEAD_DIM // 16 // 2
+    n_instructions = len(over_tiles) + (n_turns - 1) * len(over_channels)
+    assert n_instructions / (2 * 64 * HEAD_DIM / 32) < budget
