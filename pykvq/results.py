@@ -96,11 +96,13 @@ class ResultFile:
 
     def find(self, key: Mapping[str, Any]) -> Row | None:
         """The newest row without an error that has these values."""
+        return next((row for row in reversed(self.rows) if self.matches(row, key)), None)
+
+    @staticmethod
+    def matches(row: Row, key: Mapping[str, Any]) -> bool:
+        """Has a row these values, and no error?"""
         key = json.loads(json.dumps(key))  # as they come back from a file
-        for row in reversed(self.rows):
-            if "error" not in row and all(row.get(name) == value for name, value in key.items()):
-                return row
-        return None
+        return "error" not in row and all(json.loads(json.dumps(row.get(name))) == value for name, value in key.items())
 
     def append(self, row: Row) -> None:
         """Keep a row, for good."""

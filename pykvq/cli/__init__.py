@@ -10,12 +10,15 @@ import typer
 
 from .. import errors
 from . import common
+from .bench import bench
 from .convert import convert
 from .eval import evaluate
 from .generate import generate
 from .imatrix import imatrix
 from .info import info
+from .kv import kv
 from .models import models
+from .plan import plan
 from .pull import pull
 from .quantize import quantize
 from .tokenize import tokenize
@@ -27,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, models, pull, info, tokenize, convert, quantize, imatrix):
+for verb in (generate, models, pull, info, tokenize, convert, quantize, imatrix, kv, plan, bench):
     app.command()(verb)
 app.command("eval")(evaluate)
 

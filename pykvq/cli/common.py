@@ -206,11 +206,14 @@ def keep_finished(file: ResultFile) -> Generator[None, None, None]:
         raise typer.Exit(130) from None
 
 
-def print_rows(rows: Iterable[Row], columns: Columns, json: bool) -> int:
-    """Print rows as they come (JSON) or as a table at the end, even if that comes early; how many were errors."""
+OUTPUTS = ("md", "csv", "json", "jsonl")
+
+
+def print_rows(rows: Iterable[Row], columns: Columns, output: str) -> int:
+    """Print rows, a JSON line as each comes, or all at the end, even if that comes early; how many were errors."""
     from json import dumps
 
-    from ..results import cells, markdown
+    from ..results import cells, comma_separated, markdown
 
     good: list[Row] = []
     n_errors = 0
@@ -221,9 +224,13 @@ def print_rows(rows: Iterable[Row], columns: Columns, json: bool) -> int:
                 print(f"pykvq: {row['kv']}: {row['error']}", file=sys.stderr)
             else:
                 good.append(row)
-            if json:
+            if output == "jsonl":
                 print(dumps(row), flush=True)
     finally:
-        if good and not json:
+        if output == "json":
+            print(dumps(good, indent=1))
+        elif output == "csv":
+            print(comma_separated(good), end="")
+        elif output == "md" and good:
             print(markdown(cells(columns, good)))
     return n_errors

@@ -88,7 +88,7 @@ def evaluate(
                 rows = sweep.divergence(ctx=ctx, count=chunks, n_scored=last or ctx - ctx // 2)
             else:
                 rows = sweep.retrieval(name, lengths=sizes, depths=places, samples=samples, seed=seed)
-            n_errors += common.print_rows(rows, _columns(name), json)
+            n_errors += common.print_rows(rows, _columns(name), "jsonl" if json else "md")
     if n_errors:
         raise typer.Exit(1)
 

@@ -1,0 +1,90 @@
+"""`pykvq plan`: what an engine takes, and what fits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import common
+from .common import DebugOption, ModelArgument, mib
+
+if TYPE_CHECKING:
+    from ..engine import EngineOptions
+    from ..model import Model
+    from ..results import Columns
+
+
+def plan(
+    model: ModelArgument,
+    kv: common.KVTypesOption = None,
+    kv_k: common.KVKOption = None,
+    kv_v: common.KVVOption = None,
+    kv_layers: common.KVLayersOption = None,
+    kv_sink: common.KVSinkOption = None,
+    kv_tail: common.KVTailOption = None,
+    ctx: Annotated[int | None, typer.Option(min=1, help="Most tokens of one sequence.", show_default=False)] = None,
+    seqs: Annotated[int, typer.Option(min=1, help="Sequences that have their full context at once.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Most tokens in one step.")] = 512,
+    memory: Annotated[str | None, typer.Option(help="Show what fits, e.g. 8GiB.")] = None,
+    threads: common.ThreadsOption = None,
+    device: common.DeviceOption = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per type.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show the memory that a model takes with each KV type: what the engine would allocate, computed by its own code.
+
+    With --memory also the longest context (of --seqs sequences) and the most sequences (of --ctx tokens) that fit.
+    """
+    n_bytes = common.memory(memory) if memory else None
+
+    from .. import Model
+
+    options: EngineOptions = {
+        "ctx": ctx,
+        "seqs": seqs,
+        "batch": batch,
+        "threads": threads,
+        "device": device,
+        "kv_k": kv_k,
+        "kv_v": kv_v,
+        "kv_layers": kv_layers,
+        "kv_sink": kv_sink,
+        "kv_tail": kv_tail,
+    }
+    with Model.open(common.fetch(model)) as opened:
+        rows = [_row(opened, {**options, "kv": name}, n_bytes) for name in common.kv_names(kv)]
+    common.print_rows(rows, _columns(memory), "jsonl" if json else "md")
+
+
+def _row(model: Model, options: EngineOptions, memory: int | None) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ..capacity import largest_batch, longest_context
+    from ..engine import plan
+
+    row: dict[str, Any] = {"kv": options.get("kv"), **asdict(plan(model, **options))}
+    if memory is not None:
+        row["longest_context"] = longest_context(model, memory, options)
+        row["largest_batch"] = largest_batch(model, memory, options)
+    return row
+
+
+def _columns(memory: str | None) -> Columns:
+    columns: Columns = {
+        "type": lambda row: row["kv"],
+        "context": lambda row: f"{row['n_seq']} x {row['n_ctx']}",
+        "bits": lambda row: f"{row['kv_bits_per_element']:.3f}",
+        "bytes/token": lambda row: f"{row['kv_bytes_per_token']:,.0f}",
+        "weights": lambda row: mib(row["n_weight_bytes"]),
+        "KV cache": lambda row: mib(row["n_kv_bytes"]),
+        "scratch": lambda row: mib(row["n_scratch_bytes"]),
+        "total": lambda row: mib(row["n_total_bytes"]),
+    }
+    if memory is None:
+        return columns
+    return {
+        **columns,
+        f"longest context in {memory}": lambda row: f"{row['longest_context']:,}",
+        f"most sequences in {memory}": lambda row: f"{row['largest_batch']:,}",
+    }
