@@ -13,7 +13,9 @@ import mmap
 import gguf
 import numpy as np
 import pytest
+from engine import tiny
 
+import pykvq
 from pykvq._ffi import check, ffi, lib
 
 GROUP = 32
@@ -206,3 +208,29 @@ def test_reads_end_with_the_data(isa, kind):
             rows, _ = random_weights(rng, kind, n_out, n_in)
             x = rng.standard_normal((n_tokens, n_in), np.float32)
             np.testing.assert_array_equal(matmul(kind, at_page_end(rows), at_page_end(x)), matmul(kind, rows, x))
+
+
+def test_sums_biases_and_gates_of_odd_widths(isa, tmp_path, monkeypatch):
+    """Panels of rows overlap where a width is no multiple of the lanes; the scalar kernels, with one lane, know nothing
+    of panels. A model adds to its residual, has biases, and multiplies gates, with one token and with many."""
+    for name, value in {"N_VOCAB": 167, "N_EMBD": 41, "N_FF": 75}.items():
+        monkeypatch.setattr(tiny, name, value)
+    path = tiny.write(tmp_path / "odd.gguf", n_ctx=256, key_bias=1)
+    tokens = [int(t) for t in np.random.default_rng(3).integers(0, tiny.N_VOCAB, 12)]
+
+    def logits() -> np.ndarray:
+        with pykvq.Model.open(path) as model, pykvq.Engine(model, threads=2, logits=16) as engine:
+            sequence = engine.sequence()
+            sequence.keep_logits(all_tokens=True)
+            rows = []
+            for run in (tokens[:9], *([t] for t in tokens[9:])):
+                sequence.push(run)
+                engine.step([sequence])
+                rows.append(sequence.logits().copy())
+            return np.concatenate(rows)
+
+    got = logits()
+    check(lib.pykvq_cpu_select(b"scalar"))
+    want = logits()
+    assert got.shape == (len(tokens), tiny.N_VOCAB) and want.std() > 0.3
+    np.testing.assert_allclose(got, want, atol=2e-4)
