@@ -19,6 +19,7 @@ from .info import info
 from .kv import kv
 from .models import models
 from .plan import plan
+from .plot import plot
 from .pull import pull
 from .quantize import quantize
 from .tokenize import tokenize
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, models, pull, info, tokenize, convert, quantize, imatrix, kv, plan, bench):
+for verb in (generate, models, pull, info, tokenize, convert, quantize, imatrix, kv, plan, bench, plot):
     app.command()(verb)
 app.command("eval")(evaluate)
 

@@ -1,0 +1,97 @@
+"""`pykvq eval`, `bench`, `plan`, `kv` and `plot` as processes."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pykvq
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "pykvq", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def lines(*arguments: object) -> list[dict]:
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_eval_prints_an_object_per_type(tiny_llama, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the thing that " * 200)
+    rows = lines(
+        "eval", tiny_llama, "--text", text, "--kv", "f16,turbo3", "--ctx", 256, "--chunks", 2, "--batch", 64, "--json"
+    )
+    assert [(row["kv"], row["n_tokens"]) for row in rows] == [("f16", 256), ("turbo3", 256)]
+    assert rows[0]["max_kl"] == 0 < rows[1]["mean_kl"]
+    assert str(tmp_path) not in rows[0]["command"]
+
+
+def test_too_little_text_is_a_sentence(tiny_llama, tmp_path):
+    (tmp_path / "text.txt").write_text("short")
+    code, out, err = run("eval", tiny_llama, "--text", tmp_path / "text.txt")
+    assert (code, out) == (1, "")
+    assert err.startswith("pykvq: text: ")
+    assert "Traceback" not in err
+
+
+def test_an_unknown_type_is_a_sentence(tiny_llama):
+    for verb in ("eval", "bench", "plan"):
+        code, _, err = run(verb, tiny_llama, "--kv", "kivi22")
+        assert code == 1
+        assert "did you mean 'kivi2'" in err
+
+
+def test_results_become_pictures(tiny_llama, tmp_path):
+    pytest.importorskip("matplotlib")
+    quality, speed = tmp_path / "quality.jsonl", tmp_path / "speed.jsonl"
+    for task in ("divergence", "needle"):
+        code, _, err = run(
+            "eval", tiny_llama, "--task", task, "--kv", "q8_0,kivi2", "--ctx", 256, "--chunks", 1, "--batch", 64,
+            "--lengths", 400, "--depths", "0,1", "--samples", 1, "--save", quality,
+        )  # fmt: skip
+        assert code == 0, err
+    code, out, err = run(
+        "bench", tiny_llama, "--kv", "f16", "-d", "64,128", "-p", 0, "-n", 4, "--save", speed, "-o", "csv"
+    )
+    assert code == 0, err
+    assert [row["n_depth"] for row in csv.DictReader(io.StringIO(out))] == ["64", "128"]
+    code, out, err = run("plot", quality, speed, "--out", tmp_path / "plots")
+    assert code == 0, err
+    assert {Path(line).name for line in out.split()} == {"quality.svg", "needle.svg", "speed.svg", "memory.svg"}
+    assert all((tmp_path / "plots" / name).read_text().startswith("<?xml") for name in ("quality.svg", "needle.svg"))
+
+
+def test_plot_without_rows_is_a_sentence(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    code, _, err = run("plot", tmp_path / "empty.jsonl")
+    assert code == 1
+    assert "no rows" in err
+
+
+def test_kv_lists_all_types(tiny_llama):
+    rows = lines("kv", tiny_llama, "--memory", "64MiB", "--json")
+    assert [row["kv"] for row in rows] == [kv.name for kv in pykvq.kv_types()]
+    by_name = {row["kv"]: row for row in rows}
+    assert by_name["f16"]["bits_k"] == 16
+    assert by_name["f16"]["longest_context"] < by_name["q8_0"]["longest_context"] < by_name["kivi2"]["longest_context"]
+    assert all(row["summary"] for row in rows)
+    assert run("kv")[0] == 0
+
+
+def test_plan_shows_what_fits(tiny_llama):
+    (row,) = lines("plan", tiny_llama, "--kv", "kivi2", "--ctx", 512, "--memory", "64MiB", "--json")
+    assert row["n_total_bytes"] == row["n_weight_bytes"] + row["n_kv_bytes"] + row["n_scratch_bytes"]
+    assert row["longest_context"] > 512
+    assert row["largest_batch"] > 1
+    code, _, err = run("plan", tiny_llama, "--memory", "lots")
+    assert code == 1
+    assert "memory 'lots'" in err
