@@ -11,6 +11,7 @@
 #include "backend/cuda_library.h"
 #include "codecs.h"
 #include "kernels.h"
+#include "load.h"
 #include "plan.h"
 
 namespace {
@@ -42,13 +43,6 @@ struct kept_graph {
     uint32_t variants; /* bit set of those it launches */
 };
 
-struct weight_memory { /* kvq_weight.device */
-    matrix m;
-    float *vector;
-    void *memory;
-    size_t n_bytes;
-};
-
 struct step_arrays { /* the same arrays in pinned host memory and on the device */
     int32_t *tokens;
     uint32_t *positions, *logit_rows;
@@ -57,8 +51,6 @@ struct step_arrays { /* the same arrays in pinned host memory and on the device 
     unsigned long long *n_bad;        /* elements of keys and values that were not finite half floats */
     encode_job *jobs;
 };
-
-decltype(kvq_cuda_host::fail) fail; /* kvq_fail of the core */
 
 struct cuda_backend {
     kvq_backend base;
@@ -111,35 +103,16 @@ void note(cuda_backend *c, cudaError_t error) {
 
 /* ---- memory ---- */
 
-pykvq_status take(cuda_backend *c, size_t n_bytes, const char *what, void **out) {
-    *out = NULL;
-    if (n_bytes == 0)
-        return PYKVQ_OK;
-    cudaError_t error = cudaMalloc(out, n_bytes);
-    if (error == cudaSuccess)
-        error = cudaMemset(*out, 0, n_bytes);
-    if (error == cudaSuccess)
-        return PYKVQ_OK;
-    size_t n_free = 0, n_total = 0;
-    cudaGetLastError();
-    cudaMemGetInfo(&n_free, &n_total);
-    return error == cudaErrorMemoryAllocation
-               ? fail(PYKVQ_E_MEMORY, "%s: %zu bytes asked for, %zu of the GPU's %zu are free", what, n_bytes, n_free,
-                      n_total)
-               : fail(PYKVQ_E_DEVICE, "%s: %s", what, cudaGetErrorString(error));
-}
-
 pykvq_status op_alloc(kvq_backend *be, size_t n_bytes, const char *what, void **out) {
-    return take(cuda_of(be), n_bytes, what, out);
+    return take(n_bytes, what, out);
 }
 
 void op_free(kvq_backend *, void *memory, size_t) {
     cudaFree(memory);
 }
 
-pykvq_status op_copy(kvq_backend *be, void *dst, const void *src, size_t n_bytes) {
-    cudaError_t error = cudaMemcpy(dst, src, n_bytes, cudaMemcpyDefault);
-    return error == cudaSuccess ? PYKVQ_OK : fail(PYKVQ_E_DEVICE, "GPU copy: %s", cudaGetErrorString(error));
+pykvq_status op_copy(kvq_backend *, void *dst, const void *src, size_t n_bytes) {
+    return copy(dst, src, n_bytes);
 }
 
 size_t op_scratch_bytes(const kvq_backend *be) {
@@ -147,120 +120,6 @@ size_t op_scratch_bytes(const kvq_backend *be) {
 }
 
 /* ---- weights ---- */
-
-bool native_kind(const kvq_wtype *type, uint32_t *kind) {
-    switch (type->id) { /* GGML's ids */
-    case 1:
-        *kind = W_F16;
-        return true;
-    case 2:
-        *kind = W_Q4S;
-        return true;
-    case 3:
-        *kind = W_Q4M;
-        return true;
-    case 8:
-        *kind = W_Q8;
-        return true;
-    case 12:
-        *kind = W_Q4K;
-        return true;
-    case 13:
-        *kind = W_Q5K;
-        return true;
-    case 14:
-        *kind = W_Q6K;
-        return true;
-    default: /* expanded to halves when loaded */
-        *kind = W_F16;
-        return false;
-    }
-}
-
-struct matrix_sizes {
-    size_t codes, high, scales, super;
-};
-
-matrix_sizes sizes_of(uint32_t kind, size_t n_blocks, size_t n_steps) {
-    matrix_sizes s;
-    s.codes = n_blocks * n_steps * step_code_bytes(kind);
-    s.high = n_blocks * n_steps * step_high_bytes(kind);
-    s.scales = n_blocks * n_quads((uint32_t)n_steps) * QUAD * ROWS * 4 * step_scale_words(kind);
-    s.super = has_super(kind) ? n_blocks * n_quads((uint32_t)n_steps) * ROWS * 4 : 0;
-    return s;
-}
-
-pykvq_status load_vector(cuda_backend *c, const kvq_weight *w, weight_memory *to) {
-    float *host = (float *)malloc(w->n_in * sizeof(float));
-    if (host == NULL)
-        return fail(PYKVQ_E_MEMORY, "weight vector: out of host memory");
-    w->type->dequantize(w->data, host, w->n_in);
-    to->n_bytes = w->n_in * sizeof(float);
-    pykvq_status status = take(c, to->n_bytes, "weight vector", &to->memory);
-    if (status == PYKVQ_OK)
-        status = op_copy(&c->base, to->memory, host, to->n_bytes);
-    free(host);
-    to->vector = (float *)to->memory;
-    return status;
-}
-
-/* Rows first .. first + n - 1 as halves, on the host. */
-pykvq_status expand_rows(cuda_backend *c, const kvq_weight *w, uint32_t first, uint32_t n, __half *out, float *row) {
-    for (uint32_t r = 0; r < n; r++) {
-        w->type->dequantize(w->data + (first + r) * kvq_weight_row_bytes(w), row, w->n_in);
-        for (uint32_t i = 0; i < w->n_in; i++) {
-            if (!(row[i] <= 65504.0f && row[i] >= -65504.0f))
-                return fail(PYKVQ_E_UNSUPPORTED, "weight of type %s: holds %g, the GPU keeps such weights as half floats",
-                            w->type->name, (double)row[i]);
-            out[(size_t)r * w->n_in + i] = __float2half_rn(row[i]);
-        }
-    }
-    return PYKVQ_OK;
-}
-
-pykvq_status load_matrix(cuda_backend *c, const kvq_weight *w, weight_memory *to) {
-    matrix *m = &to->m;
-    bool native = native_kind(w->type, &m->kind);
-    m->n_in = w->n_in;
-    m->n_out = w->n_out;
-    m->n_steps = (w->n_in + STEP - 1) / STEP;
-    uint32_t n_blocks = (w->n_out + ROWS - 1) / ROWS;
-    matrix_sizes s = sizes_of(m->kind, n_blocks, m->n_steps);
-    to->n_bytes = s.codes + s.high + s.scales + s.super;
-    KVQ_TRY(take(c, to->n_bytes, "weights", &to->memory));
-    uint8_t *at = (uint8_t *)to->memory;
-    m->codes = (uint4 *)at;
-    m->high = at + s.codes;
-    m->scales = (uint32_t *)(at + s.codes + s.high);
-    m->super = (__half2 *)(at + s.codes + s.high + s.scales);
-
-    size_t row_bytes = native ? kvq_weight_row_bytes(w) : (size_t)w->n_in * 2;
-    uint32_t chunk = (uint32_t)(STAGING_BYTES / (row_bytes * ROWS));
-    if (chunk == 0)
-        return fail(PYKVQ_E_UNSUPPORTED, "weights: rows of %zu bytes, the GPU loader takes %d", row_bytes,
-                    STAGING_BYTES / ROWS);
-    __half *halfs = native ? NULL : (__half *)malloc(chunk * ROWS * row_bytes);
-    float *row = native ? NULL : (float *)malloc(w->n_in * sizeof(float));
-    pykvq_status status = native || (halfs && row) ? PYKVQ_OK : fail(PYKVQ_E_MEMORY, "weights: out of host memory");
-    for (uint32_t block = 0; status == PYKVQ_OK && block < n_blocks; block += chunk) {
-        uint32_t n = n_blocks - block < chunk ? n_blocks - block : chunk, first = block * ROWS;
-        uint32_t n_rows = w->n_out - first < n * ROWS ? w->n_out - first : n * ROWS;
-        if (!native)
-            status = expand_rows(c, w, first, n_rows, halfs, row);
-        if (status == PYKVQ_OK)
-            status = op_copy(&c->base, c->staging, native ? (const void *)(w->data + first * row_bytes) : halfs,
-                             n_rows * row_bytes);
-        if (status == PYKVQ_OK) {
-            launch_arrange(*m, c->staging, row_bytes, block, n, c->stream);
-            cudaError_t error = cudaStreamSynchronize(c->stream);
-            if (error != cudaSuccess)
-                status = fail(PYKVQ_E_DEVICE, "weights: %s", cudaGetErrorString(error));
-        }
-    }
-    free(halfs);
-    free(row);
-    return status;
-}
 
 void op_weight_free(kvq_backend *, kvq_weight *w) {
     weight_memory *memory = (weight_memory *)w->device;
@@ -276,7 +135,7 @@ pykvq_status op_weight_load(kvq_backend *be, kvq_weight *w) {
     w->device = memory;
     if (memory == NULL)
         return fail(PYKVQ_E_MEMORY, "weights: out of host memory");
-    return w->n_out == 1 ? load_vector(c, w, memory) : load_matrix(c, w, memory);
+    return load_weight(w, c->staging, c->stream, memory);
 }
 
 const matrix &matrix_of(const kvq_weight *w) {
@@ -815,15 +674,15 @@ pykvq_status prepare(cuda_backend *c) {
     if (c->encodes == NULL)
         return fail(PYKVQ_E_MEMORY, "CUDA backend: out of host memory");
     void *memory;
-    KVQ_TRY(take(c, s.arrays, "batch", &memory));
+    KVQ_TRY(take(s.arrays, "batch", &memory));
     lay_out(c, (uint8_t *)memory, &c->device);
     if (cudaMallocHost(&memory, s.arrays) != cudaSuccess)
         return fail(PYKVQ_E_MEMORY, "batch: no %zu bytes of pinned host memory", s.arrays);
     lay_out(c, (uint8_t *)memory, &c->host);
-    KVQ_TRY(take(c, s.fragments, "activation fragments", (void **)&c->fragments));
-    KVQ_TRY(take(c, s.x_sums, "activation sums", (void **)&c->x_sums));
-    KVQ_TRY(take(c, STAGING_BYTES, "weight staging", (void **)&c->staging));
-    KVQ_TRY(take(c, s.ropes, "RoPE frequencies", &memory));
+    KVQ_TRY(take(s.fragments, "activation fragments", (void **)&c->fragments));
+    KVQ_TRY(take(s.x_sums, "activation sums", (void **)&c->x_sums));
+    KVQ_TRY(take(STAGING_BYTES, "weight staging", (void **)&c->staging));
+    KVQ_TRY(take(s.ropes, "RoPE frequencies", &memory));
     for (uint32_t i = 0; i < MAX_ROPES; i++)
         c->ropes[i].device = (float *)memory + i * KVQ_MAX_HEAD_DIM;
     cudaError_t error = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);

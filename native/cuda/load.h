@@ -1,0 +1,25 @@
+/* Device memory, and weights put into it. */
+#ifndef KVQ_CUDA_LOAD_H
+#define KVQ_CUDA_LOAD_H
+
+#include "backend/cuda_library.h"
+#include "kernels.h"
+
+extern decltype(kvq_cuda_host::fail) fail; /* kvq_fail of the core */
+
+enum { STAGING_BYTES = 64 << 20 };
+
+struct weight_memory { /* kvq_weight.device */
+    matrix m;
+    float *vector;
+    void *memory;
+    size_t n_bytes;
+};
+
+/* Zeroed device memory, or a sentence with what is free. */
+pykvq_status take(size_t n_bytes, const char *what, void **out);
+pykvq_status copy(void *dst, const void *src, size_t n_bytes);
+/* A matrix in fragment order, or a vector of floats. staging: STAGING_BYTES of device memory */
+pykvq_status load_weight(const kvq_weight *w, uint8_t *staging, cudaStream_t stream, weight_memory *to);
+
+#endif
