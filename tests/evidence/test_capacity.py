@@ -21,10 +21,10 @@ def test_an_engine_takes_what_was_planned(model, kv, options):
     plan = pykvq.plan(model, kv=kv, **options)
     before = lib.pykvq_allocated_bytes()
     with pykvq.Engine(model, kv=kv, **options) as engine:
-        sequences = [engine.sequence() for _ in range(plan.n_seq)]  # hold their page tables
+        sequences = [engine.sequence() for _ in range(plan.n_seq)]  # hold page tables
         taken = lib.pykvq_allocated_bytes() - before
+        assert all(len(sequence) == 0 for sequence in sequences)
     assert taken == pytest.approx(plan.n_kv_bytes + plan.n_scratch_bytes, rel=0.01)
-        del sequences
 
 
 @pytest.mark.parametrize("kv", ["f16", "kivi2"])
