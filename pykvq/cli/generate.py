@@ -46,7 +46,12 @@ def generate(
     ctx: Annotated[int | None, Context] = None,
     threads: Annotated[int | None, Option(min=1, help="Default: the cores this process may use.")] = None,
     device: Annotated[str, Option(help="Where to compute.")] = "cpu",
-    kv: Annotated[str | None, Option(help="How the KV cache is stored; default: f16.")] = None,
+    kv: common.KVOption = None,
+    kv_k: common.KVKOption = None,
+    kv_v: common.KVVOption = None,
+    kv_layers: common.KVLayersOption = None,
+    kv_sink: common.KVSinkOption = None,
+    kv_tail: common.KVTailOption = None,
     json: JsonOption = False,
     verbose: Annotated[bool, Option("--verbose", "-v", help="Show the memory plan before the answer.")] = False,
     debug: DebugOption = False,
@@ -74,6 +79,11 @@ def generate(
             threads=threads,
             device=device,
             kv=kv,
+            kv_k=kv_k,
+            kv_v=kv_v,
+            kv_layers=kv_layers,
+            kv_sink=kv_sink,
+            kv_tail=kv_tail,
         ) as generation:
             if verbose:
                 _print_plan(generation)
@@ -133,7 +143,8 @@ def _print_statistics(generation: Generation) -> None:
         f"prompt: {result.n_prompt_tokens} tokens, {result.prompt_tokens_per_second:.1f}/s; "
         f"generated: {len(result.tokens)} tokens, {result.decode_tokens_per_second:.1f}/s ({result.finish_reason}); "
         f"context: {result.n_ctx_used} of {plan.n_ctx}; "
-        f"KV: {mib(result.n_kv_bytes)} of {mib(plan.n_kv_bytes)}, {plan.kv_bytes_per_token:,.0f} bytes per token; "
+        f"KV: {mib(result.n_kv_bytes)} of {mib(plan.n_kv_bytes)}, {plan.kv_bytes_per_token:,.0f} bytes per token, "
+        f"{plan.kv_bits_per_element:.2f} bits per element; "
         f"seed: {generation.sampler.seed}",
         file=sys.stderr,
     )

@@ -22,7 +22,7 @@ def test_text_goes_out_and_statistics_to_stderr(tiny_llama):
     assert "generated: 12 tokens, " in last
     assert "/s (length); context: " in last
     assert " of 512; KV: " in last
-    assert "512 bytes per token; seed: " in last
+    assert "512 bytes per token, 16.00 bits per element; seed: " in last
 
 
 def test_prompt_sources_agree(tiny_llama, tmp_path):
