@@ -23,8 +23,9 @@ enum { LANES = KVQ_FIT_GROUPS, N_TARGETS = 9, N_ROUNDS = 2 };
 
 typedef struct batch {
     _Alignas(64) float x[KVQ_FIT_ELEMENTS * LANES]; /* (n_elements, LANES) */
-    _Alignas(64) float w[KVQ_FIT_ELEMENTS * LANES];
-    _Alignas(64) float scale[LANES], min[LANES]; /* best for a group alone: x ~ scale code - min */
+    _Alignas(64) float w[KVQ_FIT_ELEMENTS * LANES]; /* what an error counts */
+    bool weighted;                                  /* w is the importance of the columns; else see weigh */
+    _Alignas(64) float scale[LANES], min[LANES];    /* best for a group alone: x ~ scale code - min */
     kvq_fit fit;
 } batch;
 
@@ -118,13 +119,14 @@ VEC_INLINE void try_affine(const shape *s, const float *x, const float *w, const
         q2 = vf_add(q2, vf_mul(wq, q));
         xq = vf_add(xq, vf_mul(wq, v));
     }
-    vf32 det = inverse(vf_sub(vf_mul(sum->w, q2), vf_mul(q1, q1)));
-    vf32 scale = vf_mul(vf_sub(vf_mul(sum->w, xq), vf_mul(sum->x, q1)), det);
-    min = vf_mul(vf_sub(vf_mul(q1, xq), vf_mul(q2, sum->x)), det);
-    if (!negative) {
-        scale = vf_select_less(min, vf_zero(), vf_div(xq, q2), scale);
-        min = vf_max(min, vf_zero());
-    }
+    vf32 product = vf_mul(sum->w, q2), det = vf_sub(product, vf_mul(q1, q1)), over_det = inverse(det);
+    vf32 scale = vf_mul(vf_sub(vf_mul(sum->w, xq), vf_mul(sum->x, q1)), over_det);
+    min = vf_mul(vf_sub(vf_mul(q1, xq), vf_mul(q2, sum->x)), over_det);
+    vf32 alone = vf_div(xq, q2), least_det = vf_mul(product, vf_set1(1e-6f)); /* det 0: all codes are the same */
+    if (!negative)
+        least_det = vf_select_less(min, vf_zero(), vf_set1(INFINITY), least_det);
+    scale = vf_select_less(det, least_det, alone, scale);
+    min = vf_select_less(det, least_det, vf_zero(), min);
     keep(b, vf_sub(vf_mul(scale, xq), vf_mul(min, sum->x)), scale, min);
 }
 
@@ -309,8 +311,30 @@ VEC_INLINE void final_codes(const shape *s, batch *b, uint32_t l) {
     }
 }
 
+/* Without importance an error in a large element counts for more: 1 + |x| / rms. */
+VEC_INLINE void weigh(const shape *s, batch *b) {
+    float rms[LANES];
+    for (uint32_t l = 0; l < LANES; l += VF) {
+        vf32 sum = vf_zero();
+        for (uint32_t j = 0; j < s->n; j++) {
+            vf32 v = vf_load(b->x + j * LANES + l);
+            sum = vf_add(sum, vf_mul(v, v));
+        }
+        vf_store(rms + l, vf_mul(sum, vf_set1(1.0f / (float)s->n)));
+    }
+    for (uint32_t g = 0; g < LANES; g++)
+        rms[g] = sqrtf(rms[g]) + TINY;
+    for (uint32_t l = 0; l < LANES; l += VF)
+        for (uint32_t j = 0; j < s->n; j++) {
+            vf32 v = vf_load(b->x + j * LANES + l), size = vf_add(vf_load(rms + l), vf_max(v, vf_sub(vf_zero(), v)));
+            vf_store(b->w + j * LANES + l, vf_div(size, vf_load(rms + l)));
+        }
+}
+
 VEC_INLINE void fit_batch(const shape *s, batch *b) {
     const kvq_quantizer *z = s->z;
+    if (!b->weighted)
+        weigh(s, b);
     for (uint32_t l = 0; l < LANES; l += VF) {
         best found = z->min_max > 0.0f ? fit_affine(s, b->x + l, b->w + l) : fit_scale(s, b->x + l, b->w + l);
         vf_store(b->scale + l, found.scale);
@@ -345,8 +369,7 @@ static void encode(const kvq_quantizer *z, const float *x, size_t n, const float
                    uint8_t *dst) {
     batch b;
     size_t n_groups = n / z->n_elements;
-    for (size_t i = 0; i < KVQ_FIT_ELEMENTS * LANES; i++)
-        b.w[i] = 1.0f;
+    b.weighted = weights != NULL;
     for (size_t first = 0; first < n_groups; first += LANES) {
         uint32_t n_here = (uint32_t)(n_groups - first < LANES ? n_groups - first : LANES);
         if (n_here < LANES)
