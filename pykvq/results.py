@@ -45,7 +45,8 @@ def origin(model_path: str) -> Row:
 
 def _command() -> str:
     """The command line; of paths only the last part."""
-    return " ".join(Path(argument).name if "/" in argument else argument for argument in sys.argv)
+    program = "pykvq" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
+    return " ".join(Path(part).name if "/" in part else part for part in (program, *sys.argv[1:]))
 
 
 def _commit() -> str | None:
