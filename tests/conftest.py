@@ -1,5 +1,6 @@
 """Fixtures that the tests share: small models written to GGUF."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,9 +8,17 @@ import gguf
 import numpy as np
 import pytest
 
-# `python -m pytest` puts the checkout first; the tests are for the installed package, which has the compiled module.
+# The tests are for the installed package, with its compiled module, but Python looks into the current folder first:
+# `python -m pytest` in the checkout would find the sources, and so would every `python -c` that a test starts there.
 ROOT = Path(__file__).parents[1]
 sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Run the tests in an empty folder."""
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
