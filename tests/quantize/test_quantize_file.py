@@ -36,6 +36,8 @@ def write_model(path, *, n_layer=16, n_head_kv=2, tied=False, width=WIDTH, edit=
     writer.add_token_list(pieces + [f"w{i}" for i in range(N_VOCAB - len(pieces))])
     writer.add_token_scores([0.0] * N_VOCAB)
     writer.add_token_types(kinds + [1] * (N_VOCAB - len(kinds)))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
     writer.add_array("test.strings", ["a", "", "\u00fc"])
     shapes = {"token_embd": (N_VOCAB, width)} | ({} if tied else {"output": (N_VOCAB, width)})
     for i in range(n_layer):
@@ -282,7 +284,7 @@ def test_commands(model, tmp_path):
     (tmp_path / "text").write_text("some text, " * 40)
     done = command("imatrix", model, tmp_path / "text", tmp_path / "m.imatrix", "--chunk", 64)
     assert done.returncode == 0, done.stderr
-    assert "112 matrices over 6 chunks of 64, perplexity" in done.stdout
+    assert "112 matrices over 9 chunks of 64, perplexity" in done.stdout  # 603 bytes, 63 and BOS in each
     done = command("quantize", model, tmp_path / "out.gguf", "q4_k_m", "--imatrix", tmp_path / "m.imatrix")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
