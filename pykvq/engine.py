@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ._ffi import check, ffi, lib, path_bytes
+from ._ffi import check, ffi, lib, path_bytes, text
 from .errors import ArgumentError, BusyError
 from .model import Model
 
@@ -74,6 +74,19 @@ class Plan:
     n_batch: int  # most tokens in one step
     n_logits: int  # most logit rows kept from one step
     n_threads: int
+
+
+@dataclass(frozen=True)
+class KVLayer:
+    """What one layer's cache of a sequence is, and takes."""
+
+    type_k: str
+    type_v: str
+    n_window: int  # tokens it sees; 0: all
+    n_held: int  # tokens it holds
+    n_encoded: int  # of these, the encoded ones; the rest is f16
+    n_bytes: int  # of the pages in use
+    n_f16_bytes: int  # what they would take if all were f16
 
 
 @dataclass(frozen=True)
@@ -336,6 +349,17 @@ class Sequence:
     def n_kv_bytes(self) -> int:
         """Bytes of the cache pages it holds; shared pages count in each sequence."""
         return int(lib.pykvq_seq_kv_bytes(self.handle))
+
+    def kv_layers(self) -> list[KVLayer]:
+        """What each layer's cache is and takes now, first layer first."""
+        layers: list[KVLayer] = []
+        raw = ffi.new("pykvq_kv_layer *")
+        with self.engine.use():
+            for i in range(self.engine.model.info.n_layer):
+                check(lib.pykvq_seq_kv_layer(self.handle, i, raw))
+                sizes = {name: int(getattr(raw, name)) for name in KVLayer.__annotations__ if name.startswith("n_")}
+                layers.append(KVLayer(text(raw.type_k), text(raw.type_v), **sizes))
+        return layers
 
     def keep_logits(self, *, all_tokens: bool) -> None:
         """Keep the logits of every token fed from now on, or only of the last one (as a new sequence does).

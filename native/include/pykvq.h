@@ -288,6 +288,17 @@ PYKVQ_API uint32_t pykvq_seq_n_tokens(const pykvq_seq *seq);            /* cache
 PYKVQ_API uint32_t pykvq_seq_n_pending(const pykvq_seq *seq);
 PYKVQ_API pykvq_status pykvq_seq_tokens(const pykvq_seq *seq, int32_t *tokens, uint32_t n_tokens); /* the first n_tokens */
 PYKVQ_API uint64_t pykvq_seq_kv_bytes(const pykvq_seq *seq); /* of the pages it holds; shared ones count in each */
+
+typedef struct pykvq_kv_layer { /* what one layer's cache of a sequence is, and takes */
+    const char *type_k, *type_v;
+    uint32_t n_window;    /* tokens it sees; 0: all */
+    uint32_t n_held;      /* tokens it holds */
+    uint32_t n_encoded;   /* of these, the encoded ones; the rest is f16 */
+    uint64_t n_bytes;     /* of the pages in use */
+    uint64_t n_f16_bytes; /* what they would take if all were f16 */
+} pykvq_kv_layer;
+
+PYKVQ_API pykvq_status pykvq_seq_kv_layer(const pykvq_seq *seq, uint32_t layer, pykvq_kv_layer *out);
 /* Writes tokens and cache to a file (complete or not at all), and takes them back: the sequence then continues with the
  * same logits, bit for bit. A file of another model, other KV settings, a newer format or with a flipped bit is refused,
  * and the sequence stays as it was. Pending tokens are saved as such. */

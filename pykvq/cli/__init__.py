@@ -11,6 +11,7 @@ import typer
 from .. import errors
 from . import common
 from .bench import bench
+from .chat import chat
 from .convert import convert
 from .eval import evaluate
 from .generate import generate
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, models, pull, info, tokenize, convert, quantize, imatrix, kv, plan, bench, plot):
+for verb in (generate, chat, models, pull, info, tokenize, convert, quantize, imatrix, kv, plan, bench, plot):
     app.command()(verb)
 app.command("eval")(evaluate)
 

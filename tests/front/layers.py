@@ -27,6 +27,7 @@ PYTHON = [
     {"model"},
     {"engine"},
     {"generate", "imatrix", "quantize", "convert", "evaluation", "bench", "capacity", "plots"},
+    {"chat"},
     {"__init__"},
     {"cli"},
     {"__main__"},

@@ -348,6 +348,27 @@ uint64_t pykvq_seq_kv_bytes(const pykvq_seq *seq) {
     return n_bytes;
 }
 
+pykvq_status pykvq_seq_kv_layer(const pykvq_seq *seq, uint32_t layer, pykvq_kv_layer *out) {
+    const pykvq_engine *e = seq->engine;
+    if (layer >= e->forward.weights.n_layer)
+        return kvq_fail(PYKVQ_E_ARGUMENT, "layer %u: the model has %u", layer, e->forward.weights.n_layer);
+    const kvq_kv_layer *kv = &e->forward.kv[layer];
+    uint32_t group = e->forward.weights.layers[layer].windowed, n_coded = 0, n_raw = 0;
+    uint64_t raw_bytes = kvq_raw_head_halfs(kv) * kv->n_head_kv * sizeof(uint16_t);
+    for (uint32_t tile = seq->first_tile[group]; tile < tiles_of(seq->n_cached); tile++)
+        seq->pages[group][tile] & KVQ_PAGE_CODED ? n_coded++ : n_raw++;
+    *out = (pykvq_kv_layer){
+        .type_k = e->layout.spec.k[layer]->name,
+        .type_v = e->layout.spec.v[layer]->name,
+        .n_window = e->groups[group].window,
+        .n_held = seq->n_cached - seq->first_tile[group] * KVQ_TILE,
+        .n_encoded = n_coded * KVQ_TILE,
+        .n_bytes = n_raw * raw_bytes + (uint64_t)n_coded * kv->n_head_kv * (kv->k_tile_bytes + kv->v_tile_bytes),
+        .n_f16_bytes = (n_raw + n_coded) * raw_bytes,
+    };
+    return PYKVQ_OK;
+}
+
 pykvq_status pykvq_seq_keep_logits(pykvq_seq *seq, bool all) {
     KVQ_TRY(kvq_engine_enter(seq->engine));
     seq->keep_all_logits = all;
