@@ -58,6 +58,7 @@ class Conversation:
         self.messages: list[Message] = []  # of user and assistant, oldest first
         self.n_dropped = 0  # turns that the last answer's prompt had no room for
         self.generation: Generation | None = None  # the last answer
+        self._is_cancelled = False
 
     def ask(self, text: str) -> Generator[Piece, None, None]:
         """Add a question and stream the answer. Ending early keeps what there is of it.
@@ -66,6 +67,7 @@ class Conversation:
             FullError: the context has no room for the question; the conversation is as before.
             ArgumentError: the template refuses the messages; the conversation is as before.
         """
+        self._is_cancelled = False
         before = list(self.messages)
         self.messages.append({"role": "user", "content": text})
         try:
@@ -94,6 +96,7 @@ class Conversation:
 
     def cancel(self) -> None:
         """End the answer that is being made; from any thread."""
+        self._is_cancelled = True  # for an answer whose generation does not exist yet
         if self.generation is not None:
             self.generation.cancel()
 
@@ -164,6 +167,8 @@ class Conversation:
         self.generation = generate(
             self.sequence, self._encode(prompt), max_tokens=self.max_tokens, sampler=self.sampler
         )
+        if self._is_cancelled:
+            self.generation.cancel()
         try:
             for text in self.generation:
                 for piece in splitter.push(text):

@@ -59,6 +59,8 @@ class Repl:
                 self._handle(line)
             except PykvqError as error:
                 self._console.note(str(error))
+            except KeyboardInterrupt:
+                self._console.note("stopped")
 
     def answer(self, question: str) -> None:
         """Ask and show the answer. Ctrl-C ends the answer."""

@@ -135,6 +135,15 @@ def test_an_answer_left_early_is_kept(make):
     assert talk.messages[-1] == {"role": "assistant", "content": first.rstrip()}
 
 
+def test_cancelled_before_the_first_token(make):
+    talk = make()
+    talk._render = lambda render=talk._render: (talk.cancel(), render())[1]  # Ctrl-C while the prompt is being made
+    assert answer(talk, "one") == ""
+    assert talk.generation.result.finish_reason == "cancelled"
+    del talk._render
+    assert answer(talk, "two") != ""
+
+
 def test_layers_add_up_to_the_sequence(make):
     talk = make(kv="kivi2", ctx=512)
     answer(talk, "x" * 350)
