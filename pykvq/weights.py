@@ -118,7 +118,8 @@ def convert_rows(
         importance = np.ascontiguousarray(importance, np.float32)
         if importance.shape != (n_per_row,):
             raise ArgumentError(f"importance: shape {importance.shape}, expected ({n_per_row},)")
-        params.importance = weights = ffi.from_buffer("float[]", importance)  # noqa: F841 - keeps it alive
+        weights = ffi.from_buffer("float[]", importance)
+        params.importance = weights
     raw = ffi.new("pykvq_weight_loss *")
     check(lib.pykvq_weight_convert(params, raw))
     return dst, Loss(n, raw.squares, raw.squared_errors, raw.max_error)

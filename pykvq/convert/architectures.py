@@ -1,5 +1,6 @@
 """What a checkpoint of each architecture becomes: rows of data, from config.json to metadata and tensors."""
 
+# pyright: basic, since what checkpoints say in JSON has no types
 from __future__ import annotations
 
 import math

@@ -1,5 +1,6 @@
 """Hugging Face checkpoints: configuration files and tensors, read where they lie, one at a time."""
 
+# pyright: basic, since what checkpoints say in JSON has no types
 from __future__ import annotations
 
 import importlib.util

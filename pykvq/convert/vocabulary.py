@@ -1,5 +1,6 @@
 """A checkpoint's tokenizer as GGUF metadata, and the original tokenizer to compare with."""
 
+# pyright: basic, since what checkpoints say in JSON has no types
 from __future__ import annotations
 
 import struct

@@ -173,8 +173,8 @@ static pykvq_status write_file(const pykvq_seq *seq, const char *path, const cha
 static pykvq_status check_order(const pykvq_engine *e) {
     const kvq_backend_ops *ops = e->forward.be->ops;
     return ops->host_memory ? PYKVQ_OK
-                            : kvq_fail(PYKVQ_E_UNSUPPORTED, "sequence: saving and loading are not implemented on device '%s'",
-                                       ops->name);
+                            : kvq_fail(PYKVQ_E_UNSUPPORTED,
+                                       "sequence: saving and loading are not implemented on device '%s'", ops->name);
 }
 
 pykvq_status pykvq_seq_save(pykvq_seq *seq, const char *path) {
