@@ -1,6 +1,7 @@
 """What a checkpoint of each architecture becomes: rows of data, from config.json to metadata and tensors."""
 
-# pyright: basic, since what checkpoints say in JSON has no types
+# What checkpoints say in JSON has no types.
+# pyright: basic
 from __future__ import annotations
 
 import math

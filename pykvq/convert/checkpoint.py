@@ -1,6 +1,7 @@
 """Hugging Face checkpoints: configuration files and tensors, read where they lie, one at a time."""
 
-# pyright: basic, since what checkpoints say in JSON has no types
+# What checkpoints say in JSON has no types.
+# pyright: basic
 from __future__ import annotations
 
 import importlib.util

@@ -1,6 +1,7 @@
 """A checkpoint's tokenizer as GGUF metadata, and the original tokenizer to compare with."""
 
-# pyright: basic, since what checkpoints say in JSON has no types
+# What checkpoints say in JSON has no types.
+# pyright: basic
 from __future__ import annotations
 
 import struct
