@@ -7,8 +7,8 @@
     X(q8_0)                                                                                                                \
     X(q4_0)                                                                                                                \
     X(fp8)                                                                                                                 \
-    X(nvfp4) X(kivi4) X(kivi2) X(kivi2_g64) X(turbo4) X(turbo3) X(turbo2) X(turbo3_5) X(turbo2_5) X(kvarn4) X(kvarn3)      \
-        X(kvarn2)
+    X(nvfp4)                                                                                                               \
+    X(kivi4) X(kivi2) X(kivi2_g64) X(turbo4) X(turbo3) X(turbo2) X(turbo3_5) X(turbo2_5) X(kvarn4) X(kvarn3) X(kvarn2)
 #define KEY_TYPES(X) VALUE_TYPES(X) X(tier3) X(tier2)
 
 #define DECLARE_KEYS(id)   extern const kvq_key_kernels KVQ_NAME(kvq_keys_##id);
