@@ -38,10 +38,6 @@ void kvq_pool_release(kvq_pool *pool, kvq_page page) {
         pool->free_pages[pool->n_free++] = page;
 }
 
-static uint32_t tiles_of(uint32_t n_tokens) {
-    return n_tokens / KVQ_TILE + (n_tokens % KVQ_TILE != 0);
-}
-
 static uint32_t least(uint64_t a, uint64_t b) {
     return (uint32_t)(a < b ? a : b);
 }
@@ -58,11 +54,11 @@ uint32_t kvq_group_first_window_tile(const kvq_group *g, uint32_t n_tokens) {
 }
 
 void kvq_group_size_pools(kvq_group *g, uint32_t n_ctx, uint32_t n_seq, uint32_t n_batch) {
-    uint64_t all = tiles_of(n_ctx);
-    uint64_t step = tiles_of(n_batch) + (uint64_t)n_seq; /* new tiles of a step, a partial one for each sequence */
+    uint64_t all = kvq_n_tiles(n_ctx);
+    uint64_t step = kvq_n_tiles(n_batch) + (uint64_t)n_seq; /* new tiles of a step, a partial one for each sequence */
     /* What a window holds between steps: its tokens and one tile more, at any alignment. */
-    uint64_t seen = g->window == 0 ? all : least(all, (uint64_t)tiles_of(g->window) + 3);
-    uint64_t tail = least(seen, g->sink_tiles + (uint64_t)tiles_of(g->tail) + 1);
+    uint64_t seen = g->window == 0 ? all : least(all, (uint64_t)kvq_n_tiles(g->window) + 3);
+    uint64_t tail = least(seen, g->sink_tiles + (uint64_t)kvq_n_tiles(g->tail) + 1);
     uint64_t most = all * n_seq;
     g->n_raw_pages = least(most, (g->coded ? tail : seen) * n_seq + step);
     g->n_coded_pages = 0;

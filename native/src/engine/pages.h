@@ -4,6 +4,11 @@
 
 #include "backend/backend.h"
 
+/* Tiles that so many tokens lie in. */
+static inline uint32_t kvq_n_tiles(uint32_t n_tokens) {
+    return n_tokens / KVQ_TILE + (n_tokens % KVQ_TILE != 0);
+}
+
 typedef struct kvq_pool {
     uint32_t n_pages, n_free;
     uint32_t *free_pages; /* (n_pages) a stack of n_free */

@@ -47,10 +47,6 @@ typedef struct codec_entry {
     uint32_t k_version, v_version;
 } codec_entry;
 
-static uint32_t n_cached_tiles(uint32_t n_cached) {
-    return n_cached / KVQ_TILE + (n_cached % KVQ_TILE != 0);
-}
-
 static header make_header(const pykvq_seq *seq) {
     const pykvq_engine *e = seq->engine;
     const kvq_hparams *h = &e->model->h;
@@ -117,7 +113,7 @@ static void put(writer *w, const void *data, size_t n_bytes) {
 static pykvq_status put_pages(writer *w, const pykvq_seq *seq, void *buffer) {
     const pykvq_engine *e = seq->engine;
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
-        for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < n_cached_tiles(seq->n_cached);
+        for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < kvq_n_tiles(seq->n_cached);
              tile++)
             for (uint32_t i = 0; i < e->model->h.n_layer; i++) {
                 if (e->model->weights.layers[i].windowed != group)
@@ -141,7 +137,7 @@ static pykvq_status put_all(writer *w, const pykvq_seq *seq, void *buffer) {
     put(w, seq->tokens, seq->n_tokens * sizeof(int32_t));
     size_t n_forms = 0;
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
-        for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < n_cached_tiles(seq->n_cached);
+        for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < kvq_n_tiles(seq->n_cached);
              tile++, n_forms++)
             ((uint8_t *)buffer)[n_forms] = (seq->pages[group][tile] & KVQ_PAGE_CODED) != 0;
     put(w, buffer, n_forms);
@@ -228,7 +224,7 @@ static pykvq_status check_header(const saved *s, const pykvq_seq *seq) {
                             a->tail, b->sink_tiles * KVQ_TILE, b->tail);
         if (a->n_layer != b->n_layer || a->window != b->window)
             return MISMATCH("saved with other sliding windows");
-        if (a->first_tile > n_cached_tiles(head->n_cached))
+        if (a->first_tile > kvq_n_tiles(head->n_cached))
             return kvq_fail(PYKVQ_E_FORMAT, "its tile counts contradict each other");
     }
     if (head->n_tokens > seq->engine->layout.n_ctx)
@@ -259,7 +255,7 @@ static pykvq_status locate(saved *s, const pykvq_engine *e) {
     s->tokens = s->bytes + at;
     at += s->head.n_tokens * sizeof(int32_t);
     s->tiles = s->bytes + at;
-    uint32_t n_tiles = n_cached_tiles(s->head.n_cached);
+    uint32_t n_tiles = kvq_n_tiles(s->head.n_cached);
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
         if (s->head.groups[group].n_layer > 0)
             at += n_tiles - s->head.groups[group].first_tile;
@@ -285,7 +281,7 @@ static pykvq_status check(saved *s, const pykvq_seq *seq) {
     memcpy(&s->head, s->bytes, sizeof s->head);
     KVQ_TRY(check_header(s, seq));
     if (s->n_bytes < sizeof s->head + s->head.n_layer * sizeof(codec_entry) + s->head.n_tokens * sizeof(int32_t) +
-                         2 * (size_t)n_cached_tiles(s->head.n_cached))
+                         2 * (size_t)kvq_n_tiles(s->head.n_cached))
         return kvq_fail(PYKVQ_E_FORMAT, "is cut short");
     s->layers = s->bytes + sizeof s->head;
     KVQ_TRY(check_codecs(s, seq->engine));
@@ -303,7 +299,7 @@ static pykvq_status check(saved *s, const pykvq_seq *seq) {
  */
 static pykvq_status restore(pykvq_seq *seq, const saved *s) {
     pykvq_engine *e = seq->engine;
-    uint32_t n_tiles = n_cached_tiles(s->head.n_cached), first_tile[KVQ_MAX_GROUPS];
+    uint32_t n_tiles = kvq_n_tiles(s->head.n_cached), first_tile[KVQ_MAX_GROUPS];
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
         first_tile[group] = s->head.groups[group].first_tile;
     KVQ_TRY(kvq_seq_replace_pages(seq, first_tile, n_tiles, s->tiles));

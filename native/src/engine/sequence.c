@@ -4,10 +4,6 @@
 #include "base/memory.h"
 #include "engine/engine.h"
 
-static uint32_t tiles_of(uint32_t n_tokens) {
-    return n_tokens / KVQ_TILE + (n_tokens % KVQ_TILE != 0);
-}
-
 static kvq_pool *pool_of(kvq_group *g, kvq_page page) {
     return page & KVQ_PAGE_CODED ? &g->coded_pool : &g->raw;
 }
@@ -56,7 +52,7 @@ static pykvq_status reserve_group(pykvq_seq *seq, uint32_t group, uint32_t n_new
     kvq_group *g = &e->groups[group];
     kvq_page *pages = seq->pages[group];
     uint32_t n_after = seq->n_cached + n_new;
-    for (uint32_t tile = seq->n_cached / KVQ_TILE; tile < tiles_of(n_after); tile++) {
+    for (uint32_t tile = seq->n_cached / KVQ_TILE; tile < kvq_n_tiles(n_after); tile++) {
         if (pages[tile] != KVQ_PAGE_NONE)
             KVQ_TRY(unshare(seq, group, &pages[tile]));
         else if ((pages[tile] = kvq_pool_take(&g->raw)) == KVQ_PAGE_NONE)
@@ -105,7 +101,7 @@ void kvq_seq_commit(pykvq_seq *seq, uint32_t n_new) {
 void kvq_seq_abandon(pykvq_seq *seq) {
     pykvq_engine *e = seq->engine;
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
-        for (uint32_t tile = tiles_of(seq->n_cached); seq->pages[group] != NULL && tile < e->layout.n_tiles; tile++)
+        for (uint32_t tile = kvq_n_tiles(seq->n_cached); seq->pages[group] != NULL && tile < e->layout.n_tiles; tile++)
             release_page(&e->groups[group], &seq->pages[group][tile]);
 }
 
@@ -342,7 +338,7 @@ pykvq_status pykvq_seq_tokens(const pykvq_seq *seq, int32_t *tokens, uint32_t n_
 uint64_t pykvq_seq_kv_bytes(const pykvq_seq *seq) {
     uint64_t n_bytes = 0;
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
-        for (uint32_t tile = 0; tile < tiles_of(seq->n_cached); tile++)
+        for (uint32_t tile = 0; tile < kvq_n_tiles(seq->n_cached); tile++)
             if (seq->pages[group][tile] != KVQ_PAGE_NONE)
                 n_bytes += kvq_page_bytes(&seq->engine->groups[group], seq->pages[group][tile]);
     return n_bytes;
@@ -355,7 +351,7 @@ pykvq_status pykvq_seq_kv_layer(const pykvq_seq *seq, uint32_t layer, pykvq_kv_l
     const kvq_kv_layer *kv = &e->forward.kv[layer];
     uint32_t group = e->forward.weights.layers[layer].windowed, n_coded = 0, n_raw = 0;
     uint64_t raw_bytes = kvq_raw_head_halfs(kv) * kv->n_head_kv * sizeof(uint16_t);
-    for (uint32_t tile = seq->first_tile[group]; tile < tiles_of(seq->n_cached); tile++)
+    for (uint32_t tile = seq->first_tile[group]; tile < kvq_n_tiles(seq->n_cached); tile++)
         seq->pages[group][tile] & KVQ_PAGE_CODED ? n_coded++ : n_raw++;
     *out = (pykvq_kv_layer){
         .type_k = e->layout.spec.k[layer]->name,
