@@ -170,8 +170,8 @@ def test_interrupt_stops_the_answer_and_not_the_program(terminal):
         if "stopped" in screen.screen():
             break
     screen.expect("stopped", seconds=5)
-    screen.send("/show messages", "Enter")
-    screen.expect("user: one")
+    screen.send("/undo", "Enter")  # one line, where /show messages would scroll off a long answer
+    screen.expect("taken back: one")
     screen.send("/exit", "Enter")
     screen.expect("ended with 0")
 
