@@ -233,8 +233,8 @@ typedef struct pykvq_engine_params {
     const char *kv_layers; /* "0-1,-1:q8_0,4:f16"; NULL: none */
     int32_t kv_sink;       /* tokens; -1: the type's default */
     int32_t kv_tail;       /* tokens; -1: the type's default */
-    bool exact; /* for measuring: weights become float32 in memory, and activations are never rounded to int8 (which moves
-                 * logits by more than a good KV type does) */
+    bool exact; /* for measuring: weights become float32 in memory (once for all exact engines of a model), and activations
+                 * are never rounded to int8 (which moves logits by more than a good KV type does) */
 } pykvq_engine_params;
 
 typedef struct pykvq_plan {

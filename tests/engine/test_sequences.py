@@ -1,6 +1,8 @@
 """Sequences on an engine: whatever way a token list was reached, the logits are those of feeding it plainly."""
 
+import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -287,3 +289,31 @@ def test_an_exact_engine_does_not_round_activations(tmp_path):
         with pykvq.Engine(model, ctx=256, exact=True) as engine:
             planned = engine.plan.n_kv_bytes + engine.plan.n_scratch_bytes
             assert abs(lib.pykvq_allocated_bytes() - before - planned) <= 0.01 * planned
+
+
+def test_exact_engines_of_a_model_share_its_float_weights(tmp_path):
+    import gguf
+
+    from pykvq._ffi import lib
+
+    path = tiny.write(tmp_path / "q8.gguf", weight_type=gguf.GGMLQuantizationType.Q8_0)
+    with pykvq.Model.open(path) as model:
+        n_elements = sum(math.prod(t.shape) for t in model.gguf.tensors if t.type == "Q8_0")
+        n_empty = lib.pykvq_allocated_bytes()
+        expected = fresh_logits(model, TEXT[:100], exact=True)
+        assert lib.pykvq_allocated_bytes() == n_empty
+        with ThreadPoolExecutor(4) as pool:
+            engines = list(pool.map(lambda _: pykvq.Engine(model, ctx=256, exact=True, threads=1), range(4)))
+            n_four = lib.pykvq_allocated_bytes()
+            engines[0].close()  # also the first may go first
+            n_engine = n_four - lib.pykvq_allocated_bytes()
+            assert n_four - n_empty == pytest.approx(4 * n_engine + 4 * n_elements, rel=0.01)
+            for engine in engines[1:]:
+                sequence = engine.sequence()
+                sequence.sync(TEXT[:100])
+                while sequence.n_pending:
+                    engine.step([sequence])
+                assert close(sequence.logits()[-1], expected)
+            for engine in engines:
+                engine.close()
+        assert lib.pykvq_allocated_bytes() == n_empty

@@ -87,18 +87,16 @@ static pykvq_status op_copy(kvq_backend *be, void *dst, const void *src, size_t 
     return PYKVQ_OK;
 }
 
-/* Vectors (norms, biases) are used as float32: in place if the file has them so, else converted once. So are all quantized
- * weights where the engine is exact: activations meet floats and stay floats. */
-static bool must_convert(const cpu_backend *cpu, const kvq_weight *w) {
+/* Vectors (norms, biases) are used as float32: in place if the file has them so, else converted once. */
+static bool must_convert(const kvq_weight *w) {
     bool is_f32 = w->type->block_elements == 1 && w->type->block_bytes == sizeof(float);
-    bool is_vector = w->n_out == 1 && !(is_f32 && (uintptr_t)w->data % sizeof(float) == 0);
-    return is_vector || (cpu->limits.exact && w->type->block_elements > 1);
+    return w->n_out == 1 && !(is_f32 && (uintptr_t)w->data % sizeof(float) == 0);
 }
 
 static pykvq_status op_weight_load(kvq_backend *be, kvq_weight *w) {
     size_t n = (size_t)w->n_in * w->n_out;
     w->device = NULL;
-    if (!must_convert(cpu_of(be), w))
+    if (!must_convert(w))
         return PYKVQ_OK;
     KVQ_TRY(kvq_alloc_array(&w->device, n, sizeof(float), "weights as float32"));
     w->type->dequantize(w->data, w->device, n);

@@ -45,30 +45,13 @@ static pykvq_status create_activations(pykvq_engine *e) {
     return kvq_alloc_array((void **)&e->host_logits, h->n_vocab, sizeof(float), "logits");
 }
 
-/* Calls visit(be, weight) for each weight the model has; a tied output is the embedding and visited once. */
-static pykvq_status visit_weights(kvq_forward *f, pykvq_status (*visit)(kvq_backend *be, kvq_weight *w)) {
-    kvq_weights *all = &f->weights;
-    bool tied = all->output.data == all->embed.data;
-    KVQ_TRY(visit(f->be, &all->embed));
-    KVQ_TRY(visit(f->be, &all->output_norm));
-    if (!tied)
-        KVQ_TRY(visit(f->be, &all->output));
-    else
-        all->output = all->embed;
-    for (uint32_t i = 0; i < all->n_layer; i++)
-        for (uint32_t j = 0; j < KVQ_LAYER_WEIGHTS; j++) {
-            kvq_weight *w = (kvq_weight *)&all->layers[i] + j;
-            if (w->data != NULL)
-                KVQ_TRY(visit(f->be, w));
-        }
-    return PYKVQ_OK;
-}
-
-static pykvq_status load_weight(kvq_backend *be, kvq_weight *w) {
+static pykvq_status load_weight(void *context, kvq_weight *w) {
+    kvq_backend *be = context;
     return be->ops->weight_load(be, w);
 }
 
-static pykvq_status free_weight(kvq_backend *be, kvq_weight *w) {
+static pykvq_status free_weight(void *context, kvq_weight *w) {
+    kvq_backend *be = context;
     be->ops->weight_free(be, w);
     return PYKVQ_OK;
 }
@@ -77,11 +60,15 @@ static pykvq_status free_weight(kvq_backend *be, kvq_weight *w) {
 static pykvq_status create_weights(pykvq_engine *e) {
     const kvq_weights *from = &e->model->weights;
     kvq_layer *layers;
+    if (e->layout.limits.exact) {
+        KVQ_TRY(kvq_model_take_floats(e->model, &from));
+        e->has_floats = true;
+    }
     KVQ_TRY(kvq_alloc_array((void **)&layers, from->n_layer, sizeof *layers, "weight table"));
     e->forward.weights = *from;
     e->forward.weights.layers = layers;
     memcpy(layers, from->layers, from->n_layer * sizeof *layers);
-    return visit_weights(&e->forward, load_weight);
+    return kvq_weights_each(&e->forward.weights, load_weight, e->forward.be);
 }
 
 static size_t round64(size_t n) {
@@ -201,7 +188,9 @@ static void destroy_device_memory(pykvq_engine *e) {
     kvq_forward *f = &e->forward;
     const kvq_backend_ops *op = f->be->ops;
     if (f->weights.layers != NULL)
-        visit_weights(f, free_weight);
+        kvq_weights_each(&f->weights, free_weight, f->be);
+    if (e->has_floats)
+        kvq_model_release_floats(e->model);
     for (uint32_t i = 0; f->kv != NULL && i < e->model->h.n_layer; i++)
         kvq_key_bias_destroy((kvq_key_bias *)f->kv[i].key_bias);
     op->free(f->be, e->cache, e->layout.n_cache_bytes);

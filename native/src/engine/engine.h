@@ -40,6 +40,7 @@ struct pykvq_engine {
 
     pykvq_seq **seqs; /* (n_seq) open ones first */
     uint32_t n_open;
+    bool has_floats; /* of the model, to be released */
 
     /* the step being run */
     kvq_span *spans;                      /* (n_seq) */

@@ -89,24 +89,6 @@ static pykvq_status size_key_biases(const pykvq_model *m, kvq_layout *l) {
     return PYKVQ_OK;
 }
 
-/* What the weights take again when an exact engine holds them as float32. */
-static size_t float_weight_bytes(const pykvq_model *m) {
-    const kvq_weights *all = &m->weights;
-    size_t n = 0;
-    const kvq_weight *tables[] = {&all->embed, &all->output_norm,
-                                  all->output.data == all->embed.data ? NULL : &all->output};
-    for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
-        if (tables[i] != NULL && tables[i]->type->block_elements > 1)
-            n += (size_t)tables[i]->n_in * tables[i]->n_out;
-    for (uint32_t i = 0; i < all->n_layer; i++)
-        for (uint32_t j = 0; j < KVQ_LAYER_WEIGHTS; j++) {
-            const kvq_weight *w = (const kvq_weight *)&all->layers[i] + j;
-            if (w->data != NULL && w->type->block_elements > 1)
-                n += (size_t)w->n_in * w->n_out;
-        }
-    return n * sizeof(float);
-}
-
 static void size_buffers(const pykvq_model *m, bool exact, kvq_layout *l) {
     const kvq_hparams *h = &m->h;
     size_t n_q = (size_t)h->n_head * h->head_dim, n_kv = (size_t)h->n_head_kv * h->head_dim;
@@ -119,8 +101,8 @@ static void size_buffers(const pykvq_model *m, bool exact, kvq_layout *l) {
     for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++)
         l->n_host_bytes += kvq_pool_table_bytes(l->groups[i].n_raw_pages) +
                            kvq_pool_table_bytes(l->groups[i].n_coded_pages);
-    if (exact)
-        l->n_host_bytes += float_weight_bytes(m);
+    if (exact) /* the first exact engine of a model takes them, later ones share them */
+        l->n_host_bytes += kvq_model_float_bytes(m) + (size_t)h->n_layer * sizeof(kvq_layer);
     uint32_t widest = h->n_embd > h->n_ff ? h->n_embd : h->n_ff;
     l->limits = (kvq_backend_limits){
         .n_threads = l->n_threads,

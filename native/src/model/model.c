@@ -360,6 +360,23 @@ static pykvq_status load_weights(pykvq_model *m) {
     return status;
 }
 
+pykvq_status kvq_weights_each(kvq_weights *all, kvq_weight_visit *visit, void *context) {
+    bool tied = all->output.data == all->embed.data;
+    KVQ_TRY(visit(context, &all->embed));
+    KVQ_TRY(visit(context, &all->output_norm));
+    if (tied)
+        all->output = all->embed;
+    else
+        KVQ_TRY(visit(context, &all->output));
+    for (uint32_t i = 0; i < all->n_layer; i++)
+        for (uint32_t j = 0; j < KVQ_LAYER_WEIGHTS; j++) {
+            kvq_weight *w = (kvq_weight *)&all->layers[i] + j;
+            if (w->data != NULL)
+                KVQ_TRY(visit(context, w));
+        }
+    return PYKVQ_OK;
+}
+
 /* ---- opening ---- */
 
 /* Names, shapes and types of all tensors, and some bytes of each. */
@@ -411,7 +428,9 @@ pykvq_status kvq_model_open(pykvq_gguf *gguf, pykvq_model **out) {
         return status;
     }
     m->gguf = gguf;
-    status = read_model(m);
+    status = kvq_float_weights_create(&m->floats);
+    if (status == PYKVQ_OK)
+        status = read_model(m);
     if (status != PYKVQ_OK) {
         pykvq_model_close(m);
         return status;
@@ -425,6 +444,7 @@ void pykvq_model_close(pykvq_model *m) {
         return;
     kvq_free(m->weights.layers, m->weights.n_layer * sizeof(kvq_layer));
     kvq_free(m->rope_factors, (size_t)(m->h.n_rot / 2) * 2 * sizeof(float));
+    kvq_float_weights_destroy(m->floats);
     pykvq_gguf_close(m->gguf);
     kvq_free(m, sizeof *m);
 }

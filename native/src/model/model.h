@@ -65,6 +65,13 @@ typedef struct kvq_weights {
     kvq_layer *layers; /* (n_layer) */
 } kvq_weights;
 
+/* visit(context, weight) for each weight there is, until one fails. A tied output is the embedding: visited once, and what
+ * becomes of the embedding becomes of it. */
+typedef pykvq_status kvq_weight_visit(void *context, kvq_weight *w);
+pykvq_status kvq_weights_each(kvq_weights *weights, kvq_weight_visit *visit, void *context);
+
+typedef struct kvq_float_weights kvq_float_weights;
+
 struct pykvq_model {
     pykvq_gguf *gguf;
     const kvq_arch *arch;
@@ -73,10 +80,19 @@ struct pykvq_model {
     uint64_t n_params, fingerprint;
     char name[256];      /* general.name, cut to fit */
     float *rope_factors; /* (2, n_rot / 2) what rope.factors and rope.long_factors point to */
+    kvq_float_weights *floats;
 };
 
 pykvq_status kvq_model_open(pykvq_gguf *gguf, pykvq_model **out); /* takes the gguf over, also on failure */
 uint32_t kvq_model_n_window_layers(const pykvq_model *model);
+
+/* floats.c: the weights with every quantized one as float32. Made for the first who asks, from any thread, and shared until
+ * as many have released them. */
+pykvq_status kvq_float_weights_create(kvq_float_weights **out);
+void kvq_float_weights_destroy(kvq_float_weights *floats);
+pykvq_status kvq_model_take_floats(const pykvq_model *model, const kvq_weights **out);
+void kvq_model_release_floats(const pykvq_model *model);
+size_t kvq_model_float_bytes(const pykvq_model *model); /* what they take */
 
 /* The bias that a layer adds to its keys just before RoPE, (n_head_kv, head_dim); false if it adds none. */
 bool kvq_model_key_bias(const pykvq_model *model, uint32_t layer, float *bias);
