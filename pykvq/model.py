@@ -94,27 +94,28 @@ class Model:
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
-        """The chat template of the file, or None if it has none."""
+        """The file's chat template, or else a built-in one that fits the vocabulary (`fallback` names it), or None."""
         from .chat_template import ChatTemplate
 
         return ChatTemplate.from_tokenizer(self.tokenizer)
 
     def chat_tokens(self, messages: Iterable[Mapping[str, Any]], **variables: Any) -> list[int]:
-        """The prompt of a conversation, by the file's chat template.
+        """The prompt of a conversation, by the model's chat template. Control tokens named in a message stay text.
 
         Args:
-            messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first.
-            variables: what else the template knows, e.g. `enable_thinking=False`.
+            messages: {"role": "system" | "user" | "assistant" | "tool", "content": text}, oldest first.
+            variables: what else the template knows: `tools`, a list of functions as JSON schemas;
+                `enable_thinking=False`; `add_generation_prompt=False`; ...
 
         Raises:
-            UnsupportedError: the file has no chat template.
+            UnsupportedError: the file has no chat template, and none of the built-in ones fits.
             ArgumentError: the template refuses these messages.
         """
         if self.chat_template is None:
-            raise UnsupportedError(f"{self.path}: the file has no chat template")
-        return self.tokenizer.encode(
-            self.chat_template.render(messages, **variables), add_bos=False, parse_special=True
-        )
+            raise UnsupportedError(
+                f"{self.path}: the file has no chat template, and no built-in one fits its vocabulary"
+            )
+        return self.chat_template.tokens(self.tokenizer, messages, **variables)
 
     def adopt(self, engine: Engine) -> None:
         """Remember an engine on this model, so that `close` closes it first."""

@@ -35,24 +35,24 @@ def _byte_tokens() -> list[str]:
     return [chr(b) if b in shown else chr(256 + hidden.index(b)) for b in range(256)]
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, template: str | None) -> int:
+def _add_tokenizer(writer: gguf.GGUFWriter, template: str | None, special: list[str]) -> int:
     """A byte-level vocabulary with one merge, "th"; its size."""
-    tokens = [*_byte_tokens(), "th", *SPECIAL]
-    kinds = [gguf.TokenType.NORMAL] * 257 + [gguf.TokenType.CONTROL] * len(SPECIAL)
+    tokens = [*_byte_tokens(), "th", *special]
+    kinds = [gguf.TokenType.NORMAL] * 257 + [gguf.TokenType.CONTROL] * len(special)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges(["t h"])
-    writer.add_bos_token_id(tokens.index("<|im_start|>"))
-    writer.add_eos_token_id(tokens.index("<|im_end|>"))
+    writer.add_bos_token_id(tokens.index(special[1]))
+    writer.add_eos_token_id(tokens.index(special[2]))
     writer.add_add_bos_token(False)
     if template is not None:
         writer.add_chat_template(template)
     return len(tokens)
 
 
-def write_llama(path: Path, template: str | None = TEMPLATE, seed: int = 1) -> Path:
+def write_llama(path: Path, template: str | None = TEMPLATE, seed: int = 1, special: list[str] = SPECIAL) -> Path:
     """A random llama of 2 layers, about 500 kB, with F16 matrices."""
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
@@ -66,7 +66,7 @@ def write_llama(path: Path, template: str | None = TEMPLATE, seed: int = 1) -> P
     writer.add_head_count_kv(N_HEAD_KV)
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
-    n_vocab = _add_tokenizer(writer, template)
+    n_vocab = _add_tokenizer(writer, template, special)
     writer.add_vocab_size(n_vocab)
 
     def matrix(name: str, n_out: int, n_in: int) -> None:
@@ -104,5 +104,6 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llama_without_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model without a chat template. Read-only."""
-    return write_llama(tmp_path_factory.mktemp("models") / "plain.gguf", template=None)
+    """The same model without a chat template, or tokens that would tell which one it needs. Read-only."""
+    path = tmp_path_factory.mktemp("models") / "plain.gguf"
+    return write_llama(path, template=None, special=["<unk>", "<s>", "</s>"])

@@ -31,9 +31,10 @@ class Conversation:
         max_tokens: of one answer.
         overflow: what to do when the context is full.
         thinking: passed to the template as `enable_thinking`; None: the template decides.
+        tools: functions that the model may call, as JSON schemas; passed to the template.
 
     Raises:
-        UnsupportedError: the model has no chat template.
+        UnsupportedError: the model has no chat template, and no built-in one fits.
     """
 
     def __init__(
@@ -45,16 +46,20 @@ class Conversation:
         max_tokens: int = 1024,
         overflow: Overflow = "drop",
         thinking: bool | None = None,
+        tools: list[dict[str, Any]] | None = None,
     ) -> None:
         self.model = sequence.engine.model
         if self.model.chat_template is None:
-            raise UnsupportedError(f"{self.model.path}: the file has no chat template")
+            raise UnsupportedError(
+                f"{self.model.path}: the file has no chat template, and no built-in one fits its vocabulary"
+            )
         self.sequence = sequence
         self.system = system
         self.sampler = sampler or Sampler()
         self.max_tokens = max_tokens
         self.overflow: Overflow = overflow
         self.thinking = thinking
+        self.tools = tools
         self.messages: list[Message] = []  # of user and assistant, oldest first
         self.n_dropped = 0  # turns that the last answer's prompt had no room for
         self.generation: Generation | None = None  # the last answer
@@ -134,39 +139,35 @@ class Conversation:
             return error
         return None
 
-    def _render(self) -> str:
-        assert self.model.chat_template is not None
+    def _prompt(self) -> list[int]:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        variables: dict[str, Any] = {} if self.thinking is None else {"enable_thinking": self.thinking}
-        return self.model.chat_template.render([*system, *self.messages], **variables)
+        variables: dict[str, Any] = {"tools": self.tools}
+        if self.thinking is not None:
+            variables["enable_thinking"] = self.thinking
+        return self.model.chat_tokens([*system, *self.messages], **variables)
 
-    def _fit_prompt(self) -> str:
+    def _fit_prompt(self) -> list[int]:
         """The prompt, without the oldest turns if they leave no room for an answer."""
         n_ctx = self.sequence.engine.plan.n_ctx
         n_reserved = min(self.max_tokens, n_ctx // 4)
         self.n_dropped = 0
         while True:
-            prompt = self._render()
-            n_tokens = len(self._encode(prompt))
-            if n_tokens + n_reserved <= n_ctx:
+            prompt = self._prompt()
+            if len(prompt) + n_reserved <= n_ctx:
                 return prompt
             next_turn = next((i for i, m in enumerate(self.messages) if i > 0 and m["role"] == "user"), None)
             if self.overflow == "stop" or next_turn is None:
                 raise FullError(
-                    f"context: {n_tokens} tokens and {n_reserved} for the answer do not fit its {n_ctx} tokens"
+                    f"context: {len(prompt)} tokens and {n_reserved} for the answer do not fit its {n_ctx} tokens"
                 )
             del self.messages[:next_turn]
             self.n_dropped += 1
 
-    def _encode(self, prompt: str) -> list[int]:
-        return self.model.tokenizer.encode(prompt, add_bos=False, parse_special=True)
-
-    def _answer(self, prompt: str) -> Generator[Piece, None, None]:
-        splitter = ThinkingSplitter(is_thinking=prompt.rstrip().endswith(OPEN))
+    def _answer(self, prompt: list[int]) -> Generator[Piece, None, None]:
+        opens = self.model.tokenizer.decode(prompt[-8:]).rstrip().endswith(OPEN)
+        splitter = ThinkingSplitter(is_thinking=opens)
         parts: dict[bool, list[str]] = {False: [], True: []}
-        self.generation = generate(
-            self.sequence, self._encode(prompt), max_tokens=self.max_tokens, sampler=self.sampler
-        )
+        self.generation = generate(self.sequence, prompt, max_tokens=self.max_tokens, sampler=self.sampler)
         if self._is_cancelled:
             self.generation.cancel()
         try:

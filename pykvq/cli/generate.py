@@ -113,7 +113,8 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def _prompt_tokens(model: Model, text: str, chat: bool | None, system: str | None) -> list[int]:
-    if chat or system is not None or (chat is None and model.chat_template is not None):
+    template = model.chat_template
+    if chat or system is not None or (chat is None and template is not None and template.fallback is None):
         messages = [{"role": "system", "content": system}] if system is not None else []
         return model.chat_tokens([*messages, {"role": "user", "content": text}])
     return model.tokenizer.encode(text, parse_special=True)

@@ -192,7 +192,7 @@ def _fit(model: Model, task: str, filler: list[int], length: int, depth: float, 
 
 def _tokens(model: Model, draft: _Draft) -> tuple[list[int], list[int]]:
     """Prompt and answer; the answer begins where its letters change the tokens."""
-    template = model.chat_template
+    template = None if model.chat_template is None or model.chat_template.fallback else model.chat_template
     if template is not None:
         begin = template.render(draft.messages) + draft.lead
     else:

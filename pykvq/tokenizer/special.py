@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from .vocabulary import TokenType, Vocabulary
 
@@ -51,21 +51,33 @@ def stripped_after(vocabulary: Vocabulary) -> frozenset[int]:
 
 
 class SpecialMatcher:
-    """Finds tokens in text: the leftmost match, and of several there the longest."""
+    """Finds tokens in text: the leftmost match, and of several there the longest.
 
-    def __init__(self, tokens: Iterable[tuple[str, int]], stripped: frozenset[int] = frozenset()) -> None:
+    Args:
+        tokens: their texts and ids.
+        stripped: ids of those that swallow the whitespace behind them.
+        control: ids of those that `split` does not find at the positions it is told.
+    """
+
+    def __init__(
+        self,
+        tokens: Iterable[tuple[str, int]],
+        stripped: frozenset[int] = frozenset(),
+        control: frozenset[int] = frozenset(),
+    ) -> None:
         self._ids = dict(tokens)
         self._stripped = stripped
+        self._control = control
         self._lengths = _lengths_by_head(self._ids)
         firsts = "".join(sorted({token[0] for token in self._ids}))
         self._first = re.compile(f"[{re.escape(firsts)}]") if firsts else None
 
-    def split(self, text: str) -> Iterator[str | int]:
-        """The text in order: token ids, and what lies between them."""
+    def split(self, text: str, literal: Container[int] = ()) -> Iterator[str | int]:
+        """The text in order: token ids, and what lies between them. At literal positions no control token begins."""
         start = position = 0  # start: of the text that is not yet given out
         while self._first and (found := self._first.search(text, position)):
             begin = found.start()
-            token = self._longest(text, begin)
+            token = self._longest(text, begin, begin in literal)
             if token is None:
                 position = begin + 1
                 continue
@@ -79,10 +91,17 @@ class SpecialMatcher:
         if start < len(text):
             yield text[start:]
 
-    def _longest(self, text: str, begin: int) -> str | None:
+    def starts(self, text: str) -> Iterator[int]:
+        """Every position at which a token is written, those inside another one included."""
+        if self._first:
+            found = (match.start() for match in self._first.finditer(text))
+            yield from (begin for begin in found if self._longest(text, begin, False) is not None)
+
+    def _longest(self, text: str, begin: int, is_literal: bool) -> str | None:
         lengths = self._lengths.get(text[begin : begin + 2]) or self._lengths.get(text[begin], ())
         candidates = (text[begin : begin + length] for length in lengths)
-        return next((candidate for candidate in candidates if candidate in self._ids), None)
+        found = (token for token in candidates if token in self._ids)
+        return next((token for token in found if not (is_literal and self._ids[token] in self._control)), None)
 
 
 def _lengths_by_head(tokens: Iterable[str]) -> dict[str, list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import cached_property
 
 from ..errors import ArgumentError, FormatError, UnsupportedError
@@ -23,6 +23,7 @@ class Tokenizer:
         kind: the algorithm, for people.
         bos_id: the token that begins a text, or None.
         eos_id: the token that ends a text, or None.
+        unk_id: the token for what cannot be expressed, or None.
         eog_ids: all tokens that end a generation.
         add_bos: whether the model wants `bos_id` in front of a text.
         add_eos: whether the model wants `eos_id` behind a text.
@@ -43,11 +44,12 @@ class Tokenizer:
         self.bos_id = vocabulary.token_ids.get("bos")
         self.eos_id = vocabulary.token_ids.get("eos")
         self.eog_ids = end_token_ids(vocabulary)
+        self.unk_id = vocabulary.token_ids.get("unknown")
         self.chat_template = vocabulary.chat_template
         default_add_bos = self._algorithm.add_bos and self.bos_id is not None
         self.add_bos = default_add_bos if vocabulary.add_bos is None else vocabulary.add_bos
         self.add_eos = bool(vocabulary.add_eos)
-        self._control = self.eog_ids.union(vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
+        self._control: frozenset[int] = self.eog_ids.union(vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
         self._special = self._control.union(vocabulary.of_type(TokenType.USER_DEFINED))
         self.special_tokens: Mapping[str, int] = {vocabulary.tokens[i]: i for i in sorted(self._special)}
         for wanted, role, token_id in (self.add_bos, "bos", self.bos_id), (self.add_eos, "eos", self.eos_id):
@@ -79,7 +81,14 @@ class Tokenizer:
         """Number of tokens."""
         return self._vocabulary.n_vocab
 
-    def encode(self, text: str | bytes, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str | bytes,
+        *,
+        add_bos: bool | None = None,
+        parse_special: bool = False,
+        literal: Container[int] = (),
+    ) -> list[int]:
         """Token ids of a text.
 
         Args:
@@ -88,11 +97,12 @@ class Tokenizer:
                 may also mean `eos_id` at the end.
             parse_special: whether control tokens written in the text become tokens. Leave it off for text that is not
                 your own: it could pretend to be another speaker.
+            literal: positions in the text at which none becomes one all the same, see `control_positions`.
         """
         as_file = add_bos is None
         ids = [self._require_bos()] if (self.add_bos if as_file else add_bos) else []
         after_special = True
-        for part in self._matcher(parse_special).split(_to_str(text)):
+        for part in self._matcher(parse_special).split(_to_str(text), literal):
             if isinstance(part, int):
                 ids.append(part)
             else:
@@ -101,6 +111,10 @@ class Tokenizer:
         if as_file and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
+
+    def control_positions(self, text: str) -> list[int]:
+        """Positions in a text at which the name of a control token begins."""
+        return list(self._control_only.starts(text))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of token ids. Bytes that are not UTF-8 show as U+FFFD; `decode_bytes` keeps them.
@@ -164,8 +178,13 @@ class Tokenizer:
     def _all_special(self) -> SpecialMatcher:
         return self._matcher_of(self._special)
 
+    @cached_property
+    def _control_only(self) -> SpecialMatcher:
+        return self._matcher_of(self._control)
+
     def _matcher_of(self, ids: Iterable[int]) -> SpecialMatcher:
-        return SpecialMatcher(((self._vocabulary.tokens[i], i) for i in ids), stripped_after(self._vocabulary))
+        tokens = ((self._vocabulary.tokens[i], i) for i in ids)
+        return SpecialMatcher(tokens, stripped_after(self._vocabulary), self._control)
 
     def _require_bos(self) -> int:
         if self.bos_id is None:

@@ -137,10 +137,10 @@ def test_an_answer_left_early_is_kept(make):
 
 def test_cancelled_before_the_first_token(make):
     talk = make()
-    talk._render = lambda render=talk._render: (talk.cancel(), render())[1]  # Ctrl-C while the prompt is being made
+    talk._prompt = lambda prompt=talk._prompt: (talk.cancel(), prompt())[1]  # Ctrl-C while the prompt is being made
     assert answer(talk, "one") == ""
     assert talk.generation.result.finish_reason == "cancelled"
-    del talk._render
+    del talk._prompt
     assert answer(talk, "two") != ""
 
 

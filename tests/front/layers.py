@@ -22,7 +22,7 @@ PYTHON = [
     {"errors", "_native"},
     {"_ffi"},
     {"gguf", "kv", "results", "sampling", "registry", "weights"},
-    {"gguf_writer", "tokenizer"},
+    {"gguf_writer", "tokenizer", "fallback_templates"},
     {"chat_template"},
     {"model"},
     {"engine"},
