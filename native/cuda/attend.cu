@@ -497,11 +497,10 @@ template <int NT>
 __global__ void __launch_bounds__(32 * N_WARPS, NT == 1 && HD <= 128 ? 4
                                                 : HD * NT <= 256 ? 2
                                                                  : 1) attend_kernel(const __grid_constant__ attend_args a) {
-    extern __shared__ __align__(128) uint8_t memory[];
     let_next_start();
     wait_for_previous();
     for (uint32_t unit = blockIdx.x; unit < *a.n_units; unit += gridDim.x)
-        run_unit<NT>(a, unit, memory);
+        run_unit<NT>(a, unit, shared_memory());
 }
 
 /* Columns, then the rings, where the merge has its scratch as well. */

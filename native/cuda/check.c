@@ -1,7 +1,7 @@
 /*
  * Checks and times the CUDA backend on a machine with a GPU; built as kvq_cuda_check beside the library.
  *
- *   kvq_cuda_check kv                    encoded bytes against the codecs, attention against float64 over the decoded tiles
+ *   kvq_cuda_check kv [HEAD_DIM]         encoded bytes against the codecs, attention against float64 over the decoded tiles
  *   kvq_cuda_check attend [KV]           time per layer of decode attention, every KV type
  *   kvq_cuda_check model FILE KV N_SEQ DEPTH...   tokens per second of decode steps at these depths
  *   kvq_cuda_check compare FILE KV                logits against the cpu without rounding of activations
@@ -310,10 +310,12 @@ static bool supported(kvq_backend *be, const kvq_kv_type *type) {
     return be->ops->kv_check(be, type->k, type->v) == PYKVQ_OK;
 }
 
-static int check_kv(void) {
+static int check_kv(uint32_t only_head_dim) {
     static const uint32_t head_dims[] = {16, 32, 64, 80, 96, 112, 128, 256}, lengths[] = {1, 63, 64, 65, 256, 331};
     uint32_t n_checks = 0;
     for (size_t h = 0; h < sizeof head_dims / sizeof head_dims[0]; h++) {
+        if (only_head_dim != 0 && only_head_dim != head_dims[h])
+            continue;
         for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
             kvq_backend *be = open_backend(head_dims[h], 256, 4, 64);
             for (uint32_t j = 0; j < kvq_kv_type_count(); j++) {
@@ -581,14 +583,14 @@ static int compare_model(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
-    if (argc == 2 && strcmp(argv[1], "kv") == 0)
-        return check_kv();
+    if (argc >= 2 && strcmp(argv[1], "kv") == 0)
+        return check_kv(argc > 2 ? (uint32_t)atoi(argv[2]) : 0);
     if (argc >= 2 && strcmp(argv[1], "attend") == 0)
         return time_all(argc, argv);
     if (argc > 5 && strcmp(argv[1], "model") == 0)
         return time_model(argc, argv);
     if (argc == 4 && strcmp(argv[1], "compare") == 0)
         return compare_model(argc, argv);
-    fprintf(stderr, "usage: kvq_cuda_check kv | attend | model FILE KV N_SEQ DEPTH... | compare FILE KV\n");
+    fprintf(stderr, "usage: kvq_cuda_check kv [HEAD_DIM] | attend | model FILE KV N_SEQ DEPTH... | compare FILE KV\n");
     return 2;
 }

@@ -276,7 +276,7 @@ template <int HD> __device__ void load_tile(const work &w, const tile_format &f,
 }
 
 template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(const __grid_constant__ encode_args a) {
-    extern __shared__ __align__(16) uint8_t memory[];
+    uint8_t *memory = shared_memory();
     constexpr int LD = HD + 1;
     bool is_k = blockIdx.z == 0;
     tile_format f = is_k ? a.k : a.v;
@@ -332,8 +332,7 @@ template <int HD> cudaError_t launch_for(const encode_args &a, uint32_t n_jobs, 
     cudaError_t error = cudaFuncSetAttribute(encode_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     if (error != cudaSuccess)
         return error;
-    encode_kernel<HD><<<dim3(n_jobs, a.n_head_kv, 2), N_THREADS, shared, stream>>>(a);
-    return cudaGetLastError();
+    return launch_after(encode_kernel<HD>, dim3(n_jobs, a.n_head_kv, 2), N_THREADS, shared, stream, a);
 }
 
 } // namespace

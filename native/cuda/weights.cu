@@ -152,11 +152,12 @@ __global__ void embed_kernel(matrix m, const int32_t *tokens, float scale, float
 void launch_arrange(const matrix &m, const uint8_t *source, size_t row_bytes, uint32_t first_block, uint32_t n_blocks,
                     cudaStream_t stream) {
     size_t n = (size_t)n_blocks * m.n_steps * 32;
-    arrange_kernel<<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(m, source, row_bytes, first_block, n_blocks);
+    launch_after(arrange_kernel, dim3((unsigned)((n + 255) / 256)), 256, 0, stream, m, source, row_bytes, first_block,
+                 n_blocks);
 }
 
 void launch_expand(const matrix &m, uint32_t first_row, uint32_t n_rows, __half *out, cudaStream_t stream) {
-    expand_kernel<<<dim3((m.n_in + 511) / 512, n_rows), 256, 0, stream>>>(m, first_row, n_rows, out);
+    launch_after(expand_kernel, dim3((m.n_in + 511) / 512, n_rows), 256, 0, stream, m, first_row, n_rows, out);
 }
 
 void launch_embed(const matrix &m, const int32_t *tokens, uint32_t n_tokens, float scale, float *x, cudaStream_t stream) {

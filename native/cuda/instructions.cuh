@@ -1,0 +1,116 @@
+/*
+ * What is the GPU's own: tensor-core instructions, asynchronous copies, fast exponentials, launches that overlap. All else
+ * is C++ that tests/cuda/emulated runs without a GPU, with its own version of this file.
+ */
+#ifndef KVQ_CUDA_INSTRUCTIONS_CUH
+#define KVQ_CUDA_INSTRUCTIONS_CUH
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+/* c (16 x 8, f32) += a (16 x 16, f16) . b (16 x 8, f16) */
+__device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                    uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/* Transposes an 8 x 8 matrix of halves held as two per lane. */
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
+    uint32_t y;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0,%1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ uint32_t pack_halfs(float low, float high) {
+    __half2 h = __floats2half2_rn(low, high);
+    return *reinterpret_cast<uint32_t *>(&h);
+}
+
+__device__ __forceinline__ uint32_t mul_halfs(uint32_t a, uint32_t b) {
+    __half2 h = __hmul2(*reinterpret_cast<__half2 *>(&a), *reinterpret_cast<__half2 *>(&b));
+    return *reinterpret_cast<uint32_t *>(&h);
+}
+
+/* The shared memory that a launch asks for. */
+__device__ __forceinline__ uint8_t *shared_memory() {
+    extern __shared__ __align__(128) uint8_t memory[];
+    return memory;
+}
+
+/* 16 bytes from global to shared memory, past L1. */
+__device__ __forceinline__ void copy16_async(void *shared, const void *global) {
+    uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+}
+
+__device__ __forceinline__ void commit_async() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int N> __device__ __forceinline__ void wait_async() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/*
+ * Kernels of a step overlap: each lets the next one start at once, and before it touches what an earlier one wrote it waits
+ * for the previous one to be complete. Every kernel waits, so completion is in order.
+ */
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+inline bool kernels_may_overlap() { /* from compute capability 9.0 on */
+    static int major = 0;
+    if (major == 0)
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    return major >= 9;
+}
+
+template <typename... P, typename... A>
+inline cudaError_t launch_with(unsigned n_attributes, void (*kernel)(P...), dim3 grid, unsigned n_threads, size_t shared,
+                               cudaStream_t stream, A... args) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(n_threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = n_attributes;
+    return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+}
+
+/* A launch that may start before the previous kernel of the stream is complete; see above. */
+template <typename... P, typename... A>
+inline cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned n_threads, size_t shared, cudaStream_t stream,
+                          A... args) {
+    return launch_with(kernels_may_overlap() ? 1 : 0, kernel, grid, n_threads, shared, stream, args...);
+}
+
+/* One that starts when the previous kernel is complete: for kernels that do not wait themselves. */
+template <typename... P, typename... A>
+inline cudaError_t launch_after(void (*kernel)(P...), dim3 grid, unsigned n_threads, size_t shared, cudaStream_t stream,
+                                A... args) {
+    return launch_with(0, kernel, grid, n_threads, shared, stream, args...);
+}
+
+#endif

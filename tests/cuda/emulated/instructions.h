@@ -1,0 +1,76 @@
+/* native/cuda/instructions.cuh without a GPU; included in front of every source. */
+#ifndef KVQ_CUDA_INSTRUCTIONS_CUH
+#define KVQ_CUDA_INSTRUCTIONS_CUH
+
+#include "cuda_fp16.h"
+
+static inline float emulated_half(uint32_t pair, int i) {
+    return emulated_halfs[pair >> 16 * i & 0xffff];
+}
+
+/* Element (row, col) of A is in lane row % 8 * 4 + col % 8 / 2, register row / 8 + 2 (col / 8); (row, col) of B in lane
+ * col * 4 + row % 8 / 2, register row / 8. */
+static inline void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    const uint32_t mine[6] = {a0, a1, a2, a3, b0, b1}, (*all)[8];
+    emulated_exchange(mine, 6, all);
+    int lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; i++) {
+        int row = lane / 4 + 8 * (i / 2), col = lane % 4 * 2 + i % 2;
+        float sum = c[i];
+        for (int k = 0; k < 16; k++)
+            sum += emulated_half(all[row % 8 * 4 + k % 8 / 2][row / 8 + 2 * (k / 8)], k % 2) *
+                   emulated_half(all[col * 4 + k % 8 / 2][4 + k / 8], k % 2);
+        c[i] = sum;
+    }
+}
+
+static inline uint32_t transpose_8x8(uint32_t x) {
+    const uint32_t (*all)[8];
+    emulated_exchange(&x, 1, all);
+    int row = threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+    uint32_t low = all[col * 4 + row / 2][0] >> 16 * (row % 2), high = all[(col + 1) * 4 + row / 2][0] >> 16 * (row % 2);
+    return (low & 0xffff) | high << 16;
+}
+
+static inline float exp2_fast(float x) {
+    return exp2f(x);
+}
+
+static inline uint32_t pack_halfs(float low, float high) {
+    return __float2half_rn(low).bits | (uint32_t)__float2half_rn(high).bits << 16;
+}
+
+static inline uint32_t mul_halfs(uint32_t a, uint32_t b) {
+    return pack_halfs(emulated_half(a, 0) * emulated_half(b, 0), emulated_half(a, 1) * emulated_half(b, 1));
+}
+
+static inline uint8_t *shared_memory() {
+    return emulated_shared();
+}
+
+/* Copies happen when they are waited for. */
+void copy16_async(void *shared, const void *global);
+void commit_async();
+void emulated_wait(int n_open);
+
+template <int N> static inline void wait_async() {
+    emulated_wait(N);
+}
+
+static inline void let_next_start() {}
+
+static inline void wait_for_previous() {}
+
+template <typename... P, typename... A>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned n_threads, size_t shared, cudaStream_t, A... args) {
+    emulated_launch([=] { kernel(static_cast<P>(args)...); }, grid, n_threads, shared);
+    return cudaSuccess;
+}
+
+template <typename... P, typename... A>
+cudaError_t launch_after(void (*kernel)(P...), dim3 grid, unsigned n_threads, size_t shared, cudaStream_t stream,
+                         A... args) {
+    return launch(kernel, grid, n_threads, shared, stream, args...);
+}
+
+#endif
