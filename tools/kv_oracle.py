@@ -7,7 +7,7 @@
 An independent check of codecs and of the engine: a plain float32 forward pass of a llama or qwen2 GGUF in torch, whose
 attention sees the keys and values that pykvq's codecs give back. All tokens of a chunk run at once, but each query sees
 what it would see one token at a time: itself, the sink and the tail as half floats, encoded tiles before that. The key
-bias of qwen2 is taken out before encoding and put back after, exactly; --keep-key-bias leaves it in.
+bias of qwen2 is taken out before encoding and put back after, exactly; --least-key-bias leaves smaller ones in.
 
 Chunks are the text from its start, --ctx tokens each; the second half of each is scored. Printed per type: mean,
 median, 99% and 99.9% KL divergence (nats per token), how often the most likely token is the same, perplexity over that
@@ -98,10 +98,14 @@ class Model:
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
-    def key_bias(self, layer: int, n_tokens: int) -> torch.Tensor:
-        """What the bias of the key projection adds to the key of each position."""
+    def key_bias(self, layer: int, n_tokens: int, least: float) -> torch.Tensor:
+        """What the bias of the key projection adds to the key of each position, by pairs of at least this size."""
         bias = self.weights.get(f"blk.{layer}.attn_k.bias", torch.zeros(self.n_head_kv * self.head_dim))
-        return self.rope(bias.view(1, self.n_head_kv, self.head_dim).expand(n_tokens, -1, -1))
+        bias = bias.view(1, self.n_head_kv, self.head_dim)
+        split = (-1, 2) if self.arch == "llama" else (2, -1)  # how RoPE pairs channels
+        pairs = bias.unflatten(-1, split)
+        size = pairs.norm(dim=2 + split.index(2), keepdim=True)
+        return self.rope((pairs * (size >= least)).flatten(-2).expand(n_tokens, -1, -1))
 
     def attend(self, layer: int, x: torch.Tensor, cache: "Cache | None") -> torch.Tensor:
         """What attention adds to the residual stream; without a cache, with exact keys and values."""
@@ -112,7 +116,7 @@ class Model:
         q = q.view(n, self.n_head_kv, -1, self.head_dim).permute(1, 2, 0, 3)  # (n_head_kv, group, n, head_dim)
         logits = q @ by_head(k).mT
         if cache:
-            bias = self.key_bias(layer, n) if cache.remove_key_bias else 0
+            bias = self.key_bias(layer, n, cache.least_key_bias)
             logits = torch.where(cache.coded(n), q @ by_head(cache.k(k - bias) + bias).mT, logits)
         past = torch.ones(n, n, dtype=torch.bool).tril()
         p = (logits * self.head_dim**-0.5).masked_fill(~past, -torch.inf).softmax(-1)
@@ -141,7 +145,7 @@ class Cache:
 
     def __init__(self, type_k: str, type_v: str, head_dim: int, options: argparse.Namespace):
         self.k, self.v = Codec(type_k, "k", head_dim), Codec(type_v, "v", head_dim)
-        self.sink, self.tail, self.remove_key_bias = options.sink, options.tail, not options.keep_key_bias
+        self.sink, self.tail, self.least_key_bias = options.sink, options.tail, options.least_key_bias
 
     def coded(self, n: int) -> torch.Tensor:
         """(n, n): does query i see key j from an encoded tile, when tokens come one at a time?"""
@@ -182,7 +186,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tail", type=int, default=64, metavar="N")
     parser.add_argument("--ctx", type=int, default=2048, metavar="N")
     parser.add_argument("--chunks", type=int, default=1, metavar="N")
-    parser.add_argument("--keep-key-bias", action="store_true")
+    parser.add_argument("--least-key-bias", type=float, default=0.0, metavar="SIZE", help="inf: all stays in the keys")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
 
@@ -213,7 +217,7 @@ def main() -> None:
         results.append({"type": kv_type, "k_bits": cache.k.bits, "v_bits": cache.v.bits, **r})
     if options.json:
         setting = {name: getattr(options, name) for name in ("kv_k", "kv_v", "sink", "tail", "ctx", "chunks")}
-        setting |= {"model": model.name, "text": options.text.name, "keep_key_bias": options.keep_key_bias}
+        setting |= {"model": model.name, "text": options.text.name, "least_key_bias": options.least_key_bias}
         options.json.write_text(json.dumps({**setting, "results": results}, indent=1) + "\n")
 
 
