@@ -346,6 +346,12 @@ class Sequence:
         return int(lib.pykvq_seq_n_pending(self.handle))
 
     @property
+    def n_draft(self) -> int:
+        """Tokens that the next step may feed as a draft: taking them back leaves no trace, and on the CPU each has the
+        logits, bit for bit, that it would have if it were fed alone. At most 16 and `plan.n_logits`."""
+        return int(lib.pykvq_seq_n_draft(self.handle))
+
+    @property
     def n_kv_bytes(self) -> int:
         """Bytes of the cache pages it holds; shared pages count in each sequence."""
         return int(lib.pykvq_seq_kv_bytes(self.handle))

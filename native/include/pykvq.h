@@ -286,6 +286,10 @@ PYKVQ_API pykvq_status pykvq_seq_rewind(pykvq_seq *seq, uint32_t n_tokens);
 PYKVQ_API pykvq_status pykvq_seq_fork(pykvq_seq *seq, pykvq_seq **out); /* shares pages until either writes */
 PYKVQ_API uint32_t pykvq_seq_n_tokens(const pykvq_seq *seq);            /* cached and pending */
 PYKVQ_API uint32_t pykvq_seq_n_pending(const pykvq_seq *seq);
+/* How many tokens the next step may feed as a draft: rewinding to any of them leaves no trace, and on the CPU each has the
+ * logits, bit for bit, that it would have if it were fed alone. At least 1 unless the context is full; at most 16 and
+ * n_logits. */
+PYKVQ_API uint32_t pykvq_seq_n_draft(const pykvq_seq *seq);
 PYKVQ_API pykvq_status pykvq_seq_tokens(const pykvq_seq *seq, int32_t *tokens, uint32_t n_tokens); /* the first n_tokens */
 PYKVQ_API uint64_t pykvq_seq_kv_bytes(const pykvq_seq *seq); /* of the pages it holds; shared ones count in each */
 

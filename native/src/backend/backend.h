@@ -71,7 +71,10 @@ static inline uint8_t *kvq_coded_v(const kvq_kv_layer *kv, kvq_page page, uint32
 
 /* ---- one step ---- */
 
-enum { KVQ_MAX_GROUPS = 2 /* layers that see everything; layers that see a window */ };
+enum {
+    KVQ_MAX_GROUPS = 2,    /* layers that see everything; layers that see a window */
+    KVQ_DRAFT_TOKENS = 16, /* on the CPU, a run of up to so many tokens within a tile gives the bits of one at a time */
+};
 
 /* The tokens of one sequence in this step: rows first .. first + n_tokens - 1 at positions pos .. pos + n_tokens - 1. */
 typedef struct kvq_span {

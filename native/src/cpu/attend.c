@@ -6,6 +6,9 @@
  * than it takes to keep all threads busy. Unit = block x set x piece; threads draw units, those that see most first. A
  * piece leaves {max, sum, weighted values} per row; merging is a second pass. The cut depends on the step and not on the
  * threads (up to 16 of them), so neither do the results.
+ *
+ * A token that is decoded and the same token in a short run (a draft that is checked) get the same bits, as long as the
+ * run stays in one tile: it is cut into pieces as one token would be, and only kernels for few rows see it.
  */
 #include "cpu/attend.h"
 #include "cpu/isa.h"
@@ -25,6 +28,7 @@ typedef struct block { /* some tokens of a span */
     uint32_t first_tile, end_tile;
     uint32_t n_rows, set_heads; /* of one KV head; KV heads in a set */
     uint32_t n_pieces, first_unit;
+    bool is_draft;    /* of a run of no more than KVQ_DRAFT_TOKENS */
     uint32_t partial; /* n_pieces > 1: first row in partial results: (n_pieces, n_head_kv, n_rows) */
 } block;
 
@@ -107,7 +111,8 @@ static size_t lay_out(uint8_t *area, const kvq_backend_limits *limits, layout *s
     size_t used = 0;
     thread_layout unused;
     s->block_rows = limits->max_head_group > KVQ_BLOCK_ROWS ? limits->max_head_group : KVQ_BLOCK_ROWS;
-    s->n_partial = pieces_wanted(limits->n_threads) * PARTIAL_ROWS;
+    uint32_t draft_rows = limits->max_n_head * KVQ_DRAFT_TOKENS;
+    s->n_partial = pieces_wanted(limits->n_threads) * (draft_rows > PARTIAL_ROWS ? draft_rows : PARTIAL_ROWS);
     s->thread_bytes = lay_out_thread(NULL, s->block_rows, limits->max_head_dim, &unused);
     s->blocks = take(area, &used, limits->n_batch * sizeof(block));
     s->max = take(area, &used, s->n_partial * sizeof(float));
@@ -126,15 +131,29 @@ static uint32_t block_tiles(const block *b) {
     return b->end_tile - b->first_tile;
 }
 
+/* Rows of a KV head that cost is reckoned with, and KV heads of a set: of a draft as if it were one token. */
+static uint32_t cost_rows(const job *j, const block *b) {
+    return b->is_draft ? j->head_group : b->n_rows;
+}
+
+static uint32_t set_heads(uint32_t n_rows) {
+    return n_rows < KVQ_BLOCK_ROWS ? KVQ_BLOCK_ROWS / n_rows : 1;
+}
+
 static uint64_t block_cost(const job *j, const block *b) { /* of one KV head */
-    return (uint64_t)block_tiles(b) * (b->n_rows + TILE_COST_ROWS);
+    return (uint64_t)block_tiles(b) * (cost_rows(j, b) + TILE_COST_ROWS);
+}
+
+static uint32_t max_u32(uint32_t a, uint32_t b) {
+    return a > b ? a : b;
 }
 
 static void cut_blocks(job *j) {
     const kvq_attention *a = j->attention;
-    uint32_t block_tokens = j->head_group < KVQ_BLOCK_ROWS ? KVQ_BLOCK_ROWS / j->head_group : 1;
     for (uint32_t i = 0; i < j->batch->n_spans; i++) {
         const kvq_span *span = &j->batch->spans[i];
+        bool is_draft = span->n_tokens <= KVQ_DRAFT_TOKENS;
+        uint32_t block_tokens = max_u32(1, (is_draft ? KVQ_FEW_ROWS : KVQ_BLOCK_ROWS) / j->head_group);
         for (uint32_t t = 0; t < span->n_tokens; t += block_tokens) {
             block *b = &j->scratch.blocks[j->n_blocks++];
             b->pages = span->pages[a->group];
@@ -142,7 +161,8 @@ static void cut_blocks(job *j) {
             b->n_tokens = span->n_tokens - t < block_tokens ? span->n_tokens - t : block_tokens;
             b->pos = span->pos + t;
             b->n_rows = b->n_tokens * j->head_group;
-            b->set_heads = b->n_rows < KVQ_BLOCK_ROWS ? KVQ_BLOCK_ROWS / b->n_rows : 1;
+            b->set_heads = set_heads(b->n_rows);
+            b->is_draft = is_draft;
             uint32_t n_seen = b->pos + 1; /* by the first token */
             b->first_tile = a->window > 0 && n_seen > a->window ? (n_seen - a->window) / KVQ_TILE : 0;
             b->end_tile = (b->pos + b->n_tokens - 1) / KVQ_TILE + 1;
@@ -157,14 +177,17 @@ static uint64_t min_u64(uint64_t a, uint64_t b) {
 static void cut_pieces(job *j) {
     uint32_t n_head_kv = j->attention->kv->n_head_kv, n_partial = 0;
     uint64_t total = 0;
-    for (uint32_t i = 0; i < j->n_blocks; i++)
-        total += block_cost(j, &j->scratch.blocks[i]) * n_head_kv;
+    for (uint32_t i = 0; i < j->n_blocks; i++) {
+        const block *b = &j->scratch.blocks[i];
+        bool is_counted = b->is_draft && i > 0 && b[-1].pages == b->pages; /* with the block before, of the same run */
+        total += is_counted ? 0 : block_cost(j, b) * n_head_kv;
+    }
     uint64_t wanted = total / pieces_wanted(kvq_threads_count(j->threads));
     wanted = wanted > PIECE_MIN_COST ? wanted : PIECE_MIN_COST;
     for (uint32_t i = 0; i < j->n_blocks; i++) {
         block *b = &j->scratch.blocks[i];
         uint32_t n_sets = (n_head_kv + b->set_heads - 1) / b->set_heads;
-        uint64_t set_cost = block_cost(j, b) * (b->set_heads < n_head_kv ? b->set_heads : n_head_kv);
+        uint64_t set_cost = block_cost(j, b) * min_u64(set_heads(cost_rows(j, b)), n_head_kv);
         uint64_t fitting = (j->scratch.n_partial - n_partial) / (n_head_kv * b->n_rows);
         uint64_t n_pieces = min_u64(min_u64(set_cost / wanted, block_tiles(b)), fitting);
         b->n_pieces = n_pieces > 1 ? (uint32_t)n_pieces : 1;

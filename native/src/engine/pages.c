@@ -53,6 +53,10 @@ uint32_t kvq_group_first_window_tile(const kvq_group *g, uint32_t n_tokens) {
     return g->window == 0 || n_tokens < kept ? 0 : (n_tokens - kept + 1) / KVQ_TILE;
 }
 
+uint32_t kvq_group_first_seen_tile(const kvq_group *g, uint32_t n_tokens) {
+    return g->window == 0 || n_tokens < g->window ? 0 : (n_tokens - g->window) / KVQ_TILE;
+}
+
 void kvq_group_size_pools(kvq_group *g, uint32_t n_ctx, uint32_t n_seq, uint32_t n_batch) {
     uint64_t all = kvq_n_tiles(n_ctx);
     uint64_t step = kvq_n_tiles(n_batch) + (uint64_t)n_seq; /* new tiles of a step, a partial one for each sequence */

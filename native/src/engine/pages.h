@@ -40,6 +40,7 @@ typedef struct kvq_group {
 /* Tiles below this one will leave the tail, or the window, once a sequence holds n_tokens. */
 uint32_t kvq_group_first_tail_tile(const kvq_group *g, uint32_t n_tokens);
 uint32_t kvq_group_first_window_tile(const kvq_group *g, uint32_t n_tokens);
+uint32_t kvq_group_first_seen_tile(const kvq_group *g, uint32_t n_tokens); /* by the last of n_tokens */
 /* Pool sizes that n_seq sequences of n_ctx tokens never exhaust when steps bring at most n_batch tokens. */
 void kvq_group_size_pools(kvq_group *g, uint32_t n_ctx, uint32_t n_seq, uint32_t n_batch);
 

@@ -237,9 +237,7 @@ static uint32_t keepable(const pykvq_seq *seq, uint32_t n) {
             n -= n % KVQ_TILE;
     }
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++) {
-        uint32_t window = e->groups[group].window;
-        uint32_t first_seen = window == 0 || n < window ? 0 : (n - window + 1) / KVQ_TILE;
-        if (first_seen < seq->first_tile[group])
+        if (kvq_group_first_seen_tile(&e->groups[group], n + 1) < seq->first_tile[group])
             return 0;
     }
     return n;
@@ -326,6 +324,30 @@ uint32_t pykvq_seq_n_tokens(const pykvq_seq *seq) {
 
 uint32_t pykvq_seq_n_pending(const pykvq_seq *seq) {
     return seq->n_tokens - seq->n_cached;
+}
+
+/* Whether n_new tokens may come in one step: none of them would see other tiles than the first does, or other forms of
+ * them, and no tile is encoded that taking tokens back would cut. */
+static bool is_one_view(const pykvq_seq *seq, uint32_t n_new) {
+    uint32_t n = seq->n_cached;
+    for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++) {
+        const kvq_group *g = &seq->engine->groups[i];
+        if (kvq_group_first_tail_tile(g, n + n_new) != kvq_group_first_tail_tile(g, n))
+            return false;
+        if (g->window > 0 && kvq_group_first_seen_tile(g, n + n_new) != kvq_group_first_seen_tile(g, n + 1))
+            return false;
+    }
+    return n % KVQ_TILE + n_new <= KVQ_TILE;
+}
+
+uint32_t pykvq_seq_n_draft(const pykvq_seq *seq) {
+    const kvq_layout *l = &seq->engine->layout;
+    uint32_t n = l->n_ctx - seq->n_cached, most[] = {KVQ_DRAFT_TOKENS, l->n_batch, l->n_logits};
+    for (int i = 0; i < 3; i++)
+        n = n < most[i] ? n : most[i];
+    while (n > 1 && !is_one_view(seq, n))
+        n--;
+    return n;
 }
 
 pykvq_status pykvq_seq_tokens(const pykvq_seq *seq, int32_t *tokens, uint32_t n_tokens) {
