@@ -24,6 +24,20 @@ _N_VALUES_OFFSET = 16  # of the header: magic, version, number of tensors, numbe
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 
 
+def check_target(path: Path, *, force: bool) -> None:
+    """Refuse a path that cannot become a new file, before hours are spent on what it should hold.
+
+    Raises:
+        FileError: it is a folder, its folder is not there, or it exists and force is not given.
+    """
+    if path.is_dir():
+        raise FileError(f"{path}: is a folder, expected a file name")
+    if path.exists() and not force:
+        raise FileError(f"{path}: exists already; --force replaces it")
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: cannot be written: No such file or directory")
+
+
 class GGUFOutput:
     """Collects metadata (`fields`) and a tensor table, then takes the tensors' bytes in that order.
 
@@ -40,10 +54,7 @@ class GGUFOutput:
 
     def __init__(self, path: str | os.PathLike[str], architecture: str, *, force: bool = False) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
-            raise FileError(f"{self.path}: is a folder, expected a file name")
-        if self.path.exists() and not force:
-            raise FileError(f"{self.path}: exists already; --force replaces it")
+        check_target(self.path, force=force)
         self.part = self.path.with_name(f"{self.path.name}.part")
         self.fields = gguf.GGUFWriter(self.part, architecture)
         self.n_tensor_bytes = 0
@@ -73,7 +84,7 @@ class GGUFOutput:
     def begin(self) -> None:
         """Write all that stands before the tensors' bytes."""
         fields = self.fields
-        n_free = shutil.disk_usage(self.path.parent).free if self.path.parent.is_dir() else self.n_tensor_bytes
+        n_free = shutil.disk_usage(self.path.parent).free
         if n_free < self.n_tensor_bytes:
             raise FileError(f"{self.path}: needs {self.n_tensor_bytes:,} bytes, the disk has {n_free:,} free")
         fields.write_header_to_file()

@@ -28,8 +28,10 @@ def imatrix(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from .. import Model
+    from ..gguf_writer import check_target
     from ..imatrix import collect
 
+    check_target(target, force=force)
     content = common.read_file(text)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (

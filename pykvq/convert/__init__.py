@@ -81,11 +81,12 @@ def convert(
         UnsupportedError: the architecture, the tokenizer or a setting is not one the runtime knows.
         NumericError: a weight is not finite, or too large for f16.
     """
-    from ..gguf_writer import GGUFOutput
+    from ..gguf_writer import GGUFOutput, check_target
     from .check import check_file
 
     if kind not in TYPES:
         raise ArgumentError(f"{kind}: no such type; known are {', '.join(TYPES)}")
+    check_target(Path(target), force=force)  # before a download
     checkpoint = Checkpoint.open(locate(os.fspath(source)))
     _, row = architectures.find(checkpoint.config)
     config = architectures.settings(checkpoint.config, row)

@@ -2,12 +2,20 @@
 
 import ctypes
 import json
+import resource
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
+
+from checkpoints import checkpoint
 
 from pykvq import ArgumentError, FileError, FormatError, GGUFFile, Model, NumericError, UnsupportedError, generate
 from pykvq.imatrix import ImportanceMatrix, collect
@@ -297,3 +305,58 @@ def test_commands(model, tmp_path):
     done = command("quantize", model, tmp_path / "out.gguf", "Q2_K")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "exists already" in done.stderr
+
+
+def test_matrix_that_exists_is_refused_at_once(model, tmp_path):
+    """Not after the text has run."""
+    (tmp_path / "text").write_text("short")  # would be the next thing to fail
+    (tmp_path / "m.imatrix").write_text("precious")
+    done = command("imatrix", model, tmp_path / "text", tmp_path / "m.imatrix")
+    assert (done.returncode, done.stderr) == (1, f"pykvq: {tmp_path}/m.imatrix: exists already; --force replaces it\n")
+
+
+def test_full_disk(model, tmp_path):
+    """The system refuses to let the file grow: the old file stays, the new one is not there."""
+    target = tmp_path / "out.gguf"
+    target.write_text("precious")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    line = [sys.executable, "-m", "pykvq", "quantize", str(model), str(target), "Q4_0", "--force"]
+    done = subprocess.run(line, preexec_fn=limit, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"pykvq: {target}: cannot be written: File too large\n")
+    assert target.read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+# the command, in slow motion
+SLOWLY = """
+import sys, time
+from pykvq import gguf_writer
+from pykvq.cli import main
+end_tensor = gguf_writer.GGUFOutput.end_tensor
+gguf_writer.GGUFOutput.end_tensor = lambda self: (time.sleep(0.2), end_tensor(self))
+main()
+"""
+
+
+@pytest.mark.parametrize("verb", ["quantize", "convert"])
+def test_interrupt(verb, model, tmp_path):
+    """Ctrl-C leaves the old file and no part of the new one."""
+    target = tmp_path / "out.gguf"
+    target.write_text("precious")
+    if verb == "convert":
+        checkpoint(tmp_path / "hf")
+    arguments = ["convert", tmp_path / "hf", "-o", target] if verb == "convert" else ["quantize", model, target, "Q4_0"]
+    line = [sys.executable, "-c", SLOWLY, *map(str, arguments), "--force"]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "out.gguf.part").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert target.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.gguf"]
