@@ -54,37 +54,57 @@ def _groups(rows: Sequence[Row], name: Callable[[Row], Any]) -> dict[Any, list[R
     return groups
 
 
-def _axes(names: Sequence[str], width: float = 6.0, height: float = 4.5) -> tuple[Figure, list[Axes]]:
-    """A figure with axes side by side, each with its title."""
+def _axes(
+    names: Sequence[str], *, columns: int = 3, width: float = 6.0, height: float = 4.5
+) -> tuple[Figure, list[Axes]]:
+    """A figure with axes in rows, each with its title."""
     from matplotlib.figure import Figure as NewFigure
 
-    figure = NewFigure(figsize=(width * len(names), height), layout="constrained")
-    axes = list(figure.subplots(1, len(names), squeeze=False)[0])
-    for one, name in zip(axes, names, strict=True):
+    columns = min(columns, len(names))
+    n_rows = -(-len(names) // columns)
+    figure = NewFigure(figsize=(width * columns, height * n_rows), layout="constrained")
+    axes = list(figure.subplots(n_rows, columns, squeeze=False).flat)
+    for one in axes[len(names) :]:
+        one.set_axis_off()
+    for one, name in zip(axes, names, strict=False):
         one.set_title(name, fontsize=10)
-    return figure, axes
+    return figure, axes[: len(names)]
 
 
 def _quality(rows: Sequence[Row]) -> Figure:
-    """Mean KL divergence against effective bits; the line joins the types that no other beats in both."""
-    groups = _groups(rows, lambda row: f"{row['model']['file']}, {row['setting']['ctx']} tokens, {_fed(row)}")
+    """Mean KL divergence against effective bits; the line joins the types that no other beats in both.
+
+    Of several runs of a model and setting, the one with most tokens is shown.
+    """
+
+    def name(row: Row) -> str:
+        cache = [f"{key[3:]} {value}" for key, value in row["setting"].items() if key.startswith("kv_")]
+        return ", ".join([row["model"]["file"], f"{row['setting']['ctx']} tokens", *cache])
+
+    groups: dict[str, list[Row]] = {}
+    for title, group in _groups(rows, name).items():
+        runs = _groups(group, lambda row: f"{row['n_tokens']} scored, {_fed(row)}")
+        run, best = max(runs.items(), key=lambda item: item[1][0]["n_tokens"])
+        groups[f"{title}\n{run}"] = sorted(best, key=lambda row: row["bits_per_element"])
     figure, axes = _axes(list(groups))
     for one, group in zip(axes, groups.values(), strict=True):
-        for row in group:
-            one.errorbar(row["bits_per_element"], row["mean_kl"], yerr=row["mean_kl_error"], fmt="o", color="tab:blue")
-            one.annotate(
-                row["kv"], (row["bits_per_element"], row["mean_kl"]), xytext=(4, 4), textcoords="offset points"
-            )
-        best: list[Row] = []
-        for row in sorted(group, key=lambda row: row["bits_per_element"]):
-            if not best or row["mean_kl"] < best[-1]["mean_kl"]:
-                best.append(row)
-        one.plot([row["bits_per_element"] for row in best], [row["mean_kl"] for row in best], color="tab:green", lw=1)
-        one.set(
-            yscale="log", xlabel="bits per element, with scales, sink and tail", ylabel="mean KL divergence from f16"
-        )
-        one.grid(alpha=0.3)
+        _frontier(one, group)
     return figure
+
+
+def _frontier(one: Axes, rows: Sequence[Row]) -> None:
+    """The types of one run, by bits."""
+    best: list[Row] = []
+    for row in rows:
+        x, y = row["bits_per_element"], row["mean_kl"]
+        is_ours = not row["kv"].startswith("llama.cpp")
+        one.errorbar(x, y, yerr=row["mean_kl_error"], fmt="o", color="tab:blue" if is_ours else "tab:red", ms=4)
+        one.annotate(row["kv"], (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        if not best or y < best[-1]["mean_kl"]:
+            best.append(row)
+    one.plot([row["bits_per_element"] for row in best], [row["mean_kl"] for row in best], color="tab:green", lw=1)
+    one.set(yscale="log", xlabel="bits per element, with scales, sink and tail", ylabel="mean KL divergence from f16")
+    one.grid(alpha=0.3)
 
 
 def _fed(row: Row) -> str:
@@ -124,7 +144,9 @@ def _memory(rows: Sequence[Row]) -> Figure:
 
 def _needle(rows: Sequence[Row]) -> Figure:
     """A map for each task and type: right answers by context length and depth."""
-    figure, axes = _axes([f"{row['task']}, {row['kv']}" for row in rows], width=2.4, height=2.6)
+    rows = sorted(rows, key=lambda row: (row["model"]["file"], row["task"]))  # a row of maps for each
+    columns = max(len(group) for group in _groups(rows, lambda row: (row["model"]["file"], row["task"])).values())
+    figure, axes = _axes([f"{row['task']}, {row['kv']}" for row in rows], columns=columns, width=2.4, height=2.6)
     for one, row in zip(axes, rows, strict=True):
         lengths, depths = row["setting"]["lengths"], row["setting"]["depths"]
         right = {(cell["length"], cell["depth"]): cell["correct"] for cell in row["cells"]}
