@@ -91,6 +91,7 @@ def _columns() -> Columns:
     return {
         "model": lambda row: row["model"]["file"],
         "size": lambda row: common.mib(row["model_size"]),
+        "params": lambda row: f"{row['model_n_params'] / 1e6:,.2f} M",
         "backend": lambda row: row["device"],
         "threads": lambda row: str(row["n_threads"]),
         "type": lambda row: row["kv"],

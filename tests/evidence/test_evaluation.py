@@ -7,6 +7,7 @@ import pytest
 
 import pykvq
 from pykvq.evaluation import TASKS, Sweep, Windows, diverge, make_cases, retrieve
+from pykvq.evaluation.divergence import Run
 from pykvq.evaluation.metrics import Divergence, log_softmax
 from pykvq.results import ResultFile
 
@@ -84,6 +85,19 @@ def test_a_type_that_fails_leaves_the_others(model):
     results = run(model, ["f16", "kivi9", "q8_0"], batch=64)
     assert isinstance(results["kivi9"], pykvq.ArgumentError)
     assert results["q8_0"]["mean_kl"] > 0
+
+
+def test_a_type_whose_logits_are_not_finite_leaves_the_others(model, monkeypatch):
+    feed, bits = Run.feed, pykvq.plan(model, kv="q8_0", ctx=256).kv_bits_per_element
+
+    def spoiled(self, tokens, n_scored):
+        logits = feed(self, tokens, n_scored)
+        return logits * np.float32("nan") if self.engine.plan.kv_bits_per_element == bits else logits
+
+    monkeypatch.setattr(Run, "feed", spoiled)
+    results = run(model, ["q8_0", "q4_0"], batch=64)
+    assert isinstance(results["q8_0"], pykvq.NumericError)
+    assert results["q4_0"]["mean_kl"] > 0
 
 
 def test_windows_cover_the_text_in_order(model):

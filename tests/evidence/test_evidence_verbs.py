@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,40 @@ def test_eval_prints_an_object_per_type(tiny_llama, tmp_path):
     assert [(row["kv"], row["n_tokens"]) for row in rows] == [("f16", 256), ("turbo3", 256)]
     assert rows[0]["max_kl"] == 0 < rows[1]["mean_kl"]
     assert str(tmp_path) not in rows[0]["command"]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_ended(tiny_llama, tmp_path):
+    """Types are measured four at a time; Ctrl-C comes when the first four are done."""
+    (tmp_path / "text.txt").write_text("the thing that " * 4000)
+    types = ["q8_0", "q4_0", "kivi4", "kivi2", "turbo4", "turbo3"]
+    command = ["eval", tiny_llama, "--text", tmp_path / "text.txt", "--kv", ",".join(types), "--ctx", 512]
+    command = [*map(str, command), "--chunks", "24", "--batch", "64", "--save", str(tmp_path / "rows"), "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pykvq", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/"
+    )
+    path = tmp_path / "rows"
+    while process.poll() is None and not (path.exists() and path.read_text().count("\n") == 4):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.decode() == f"interrupted; 4 new rows are kept in {path}\n"
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    again = lines(*command)
+    assert again[:4] == kept
+    assert [row["kv"] for row in again] == types
+
+
+def test_the_default_text_comes_with_python(tiny_llama):
+    (row,) = lines("eval", tiny_llama, "--kv", "f16", "--ctx", 256, "--chunks", 1, "--batch", 64, "--json")
+    assert row["setting"]["text"] == "pydoc_data.topics"
+    assert row["max_kl"] == 0
+
+
+def test_a_device_that_is_not_there_is_a_sentence(tiny_llama):
+    code, out, err = run("eval", tiny_llama, "--kv", "q8_0", "--device", "abacus")
+    assert (code, out) == (1, "")
+    assert err.startswith("pykvq: device 'abacus'")
 
 
 def test_too_little_text_is_a_sentence(tiny_llama, tmp_path):
