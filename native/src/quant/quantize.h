@@ -35,6 +35,7 @@ typedef struct kvq_quantizer {
     float scale_min, scale_max;
     float min_max;        /* 0: no minima */
     float reach;          /* how far beyond the codes the largest element may be put in the search; 0: no search */
+    float evenness;       /* an error in x counts evenness + |x| / rms; from 1 on, with importance, only that */
     const int8_t *values; /* codebook (16), ascending; NULL: codes are the values */
     /* groups first .. first + n_groups - 1 into one block */
     void (*pack)(const kvq_fit *fit, uint32_t first, void *block);

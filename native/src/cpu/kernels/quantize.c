@@ -24,7 +24,7 @@ enum { LANES = KVQ_FIT_GROUPS, N_TARGETS = 9, N_ROUNDS = 2 };
 typedef struct batch {
     _Alignas(64) float x[KVQ_FIT_ELEMENTS * LANES]; /* (n_elements, LANES) */
     _Alignas(64) float w[KVQ_FIT_ELEMENTS * LANES]; /* what an error counts */
-    bool weighted;                                  /* w is the importance of the columns; else see weigh */
+    bool weighted;                                  /* w begins as the importance of the columns; see weigh */
     _Alignas(64) float scale[LANES], min[LANES];    /* best for a group alone: x ~ scale code - min */
     kvq_fit fit;
 } batch;
@@ -311,9 +311,10 @@ VEC_INLINE void final_codes(const shape *s, batch *b, uint32_t l) {
     }
 }
 
-/* Without importance an error in a large element counts for more: 1 + |x| / rms. */
+/* An error in a large element counts for more: evenness + |x| / rms, times the importance of its column. */
 VEC_INLINE void weigh(const shape *s, batch *b) {
     float rms[LANES];
+    vf32 evenness = vf_set1(s->z->evenness);
     for (uint32_t l = 0; l < LANES; l += VF) {
         vf32 sum = vf_zero();
         for (uint32_t j = 0; j < s->n; j++) {
@@ -326,14 +327,17 @@ VEC_INLINE void weigh(const shape *s, batch *b) {
         rms[g] = sqrtf(rms[g]) + TINY;
     for (uint32_t l = 0; l < LANES; l += VF)
         for (uint32_t j = 0; j < s->n; j++) {
-            vf32 v = vf_load(b->x + j * LANES + l), size = vf_add(vf_load(rms + l), vf_max(v, vf_sub(vf_zero(), v)));
-            vf_store(b->w + j * LANES + l, vf_div(size, vf_load(rms + l)));
+            vf32 v = vf_load(b->x + j * LANES + l), size = vf_max(v, vf_sub(vf_zero(), v));
+            vf32 weight = vf_add(evenness, vf_div(size, vf_load(rms + l)));
+            if (b->weighted)
+                weight = vf_mul(weight, vf_load(b->w + j * LANES + l));
+            vf_store(b->w + j * LANES + l, weight);
         }
 }
 
 VEC_INLINE void fit_batch(const shape *s, batch *b) {
     const kvq_quantizer *z = s->z;
-    if (!b->weighted)
+    if (!b->weighted || z->evenness < 1.0f)
         weigh(s, b);
     for (uint32_t l = 0; l < LANES; l += VF) {
         best found = z->min_max > 0.0f ? fit_affine(s, b->x + l, b->w + l) : fit_scale(s, b->x + l, b->w + l);
