@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ._ffi import check, ffi, lib, path_bytes, text
-from .errors import ArgumentError, BusyError
+from .errors import ArgumentError
 from .model import Model
 
 if TYPE_CHECKING:
@@ -113,8 +113,9 @@ def plan(model: Model, **options: Unpack[EngineOptions]) -> Plan:
 class Engine:
     """A model on a device. A context manager; closing it closes its sequences, closing twice is fine.
 
-    One thread at a time may use an engine and its sequences; a second one gets `BusyError`. `cancel` is the one call
-    that is allowed meanwhile.
+    Any number of threads may use an engine, each with sequences of its own: they take turns, step by step. Logits are
+    there until the next step of the engine, so step and read them within `with engine.use():`, which keeps other
+    threads out. `cancel` is the one call that does not wait.
 
     Args:
         model: stays alive as long as the engine.
@@ -130,7 +131,9 @@ class Engine:
 
     def __init__(self, model: Model, **options: Unpack[EngineOptions]) -> None:
         self._lock = threading.RLock()  # held by the thread that uses the engine
-        self._handle_lock = threading.Lock()  # so that cancel never meets a handle that close is destroying
+        self._step_lock = threading.Lock()  # of what cancel looks at:
+        self._stepping: list[Sequence] = []
+        self._is_closing = False
         self._sequences: weakref.WeakSet[Sequence] = weakref.WeakSet()
         self._dropped: list[Any] = []  # handles of sequences collected while another thread used the engine
         self.model = model
@@ -145,17 +148,13 @@ class Engine:
 
     @contextmanager
     def use(self) -> Generator[Any, None, None]:
-        """The C object, for this thread alone."""
-        if not self._lock.acquire(blocking=False):
-            raise BusyError("engine: another thread is using it")
-        try:
-            if self._handle is None:
+        """The engine for this thread alone: other threads wait. Gives the C object."""
+        with self._lock:
+            if self._handle is None or self._is_closing:
                 raise ArgumentError("engine: it is closed")
             while self._dropped:
                 lib.pykvq_seq_destroy(self._dropped.pop())
             yield self._handle
-        finally:
-            self._lock.release()
 
     def sequence(self) -> Sequence:
         """A new, empty sequence.
@@ -191,21 +190,32 @@ class Engine:
         Call it until nothing is pending. On failure or cancellation every sequence is as before.
 
         Raises:
+            ArgumentError: nothing is pending, or a sequence belongs to another engine.
             CancelledError: `cancel` was called meanwhile.
             FullError: the page pool is full.
-            BusyError: another thread is using the engine.
         """
         batch = list(sequences)
         if any(sequence.engine is not self for sequence in batch):
             raise ArgumentError("step: a sequence belongs to another engine")
         with self.use() as handle:
-            check(lib.pykvq_engine_step(handle, [sequence.handle for sequence in batch], len(batch)))
+            with self._step_lock:
+                self._stepping = batch
+            try:
+                check(lib.pykvq_engine_step(handle, [sequence.handle for sequence in batch], len(batch)))
+            finally:
+                with self._step_lock:
+                    self._stepping = []
+                    lib.pykvq_engine_cancel(handle, False)  # what came too late must not hit the next step
 
-    def cancel(self) -> None:
-        """End the step that another thread is in, or else the next one, with `CancelledError`; from any thread."""
-        with self._handle_lock:
-            if self._handle is not None:
-                lib.pykvq_engine_cancel(self._handle)
+    def cancel(self, sequence: Sequence | None = None) -> None:
+        """End the step that runs now, from any thread: it raises `CancelledError`. No step, no effect.
+
+        Args:
+            sequence: only if this one is being stepped.
+        """
+        with self._step_lock:
+            if sequence in self._stepping if sequence is not None else self._stepping:
+                lib.pykvq_engine_cancel(self._handle, True)
 
     @property
     def stats(self) -> Stats:
@@ -219,12 +229,12 @@ class Engine:
         """Close the engine and its sequences. A step in another thread is cancelled and waited for."""
         if self._handle is None:
             return
+        self._is_closing = True
         self.cancel()
         with self._lock:
             for sequence in list(self._sequences):
                 sequence.close()
-            with self._handle_lock:
-                handle, self._handle = self._handle, None
+            handle, self._handle = self._handle, None
             if handle is not None:
                 lib.pykvq_engine_destroy(handle)
 
@@ -381,13 +391,56 @@ class Sequence:
 
         No rows if that step did not feed this sequence.
         """
+        with self.engine.use():
+            return self._copy_logits(0, self.n_logits)
+
+    def logits_row(self, row: int = -1) -> npt.NDArray[np.float32]:
+        """One row of `logits`: (n_vocab) float32.
+
+        Raises:
+            ArgumentError: there is no such row.
+        """
+        with self.engine.use():
+            n = self.n_logits
+            if not -n <= row < n:
+                raise ArgumentError(f"sequence: logit row {row} asked for, the last step kept {n}")
+            return self._copy_logits(row % n, 1)[0]
+
+    def _copy_logits(self, first: int, n_rows: int) -> npt.NDArray[np.float32]:
         import numpy as np
 
-        with self.engine.use():
-            n_rows = int(lib.pykvq_seq_n_logits(self.handle))
-            rows = np.empty((n_rows, self.engine.model.info.n_vocab), np.float32)
-            check(lib.pykvq_seq_logits(self.handle, 0, n_rows, ffi.from_buffer("float[]", rows, require_writable=True)))
+        rows = np.empty((n_rows, self.engine.model.info.n_vocab), np.float32)
+        check(lib.pykvq_seq_logits(self.handle, first, n_rows, ffi.from_buffer("float[]", rows, require_writable=True)))
         return rows
+
+    @property
+    def n_logits(self) -> int:
+        """Rows of `logits` now."""
+        return int(lib.pykvq_seq_n_logits(self.handle))
+
+    def top_logprobs(self, n: int, row: int = -1) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """The likeliest tokens after a row of `logits`, likeliest first, and their natural log-probabilities.
+
+        The model's own: before penalties, temperature and filters.
+
+        Args:
+            n: how many.
+            row: of `logits`; -1: the last.
+
+        Returns:
+            tokens (n) int64, log-probabilities (n) float32.
+
+        Raises:
+            ArgumentError: there are no such logits, or n is not 1 to n_vocab.
+        """
+        import numpy as np
+
+        logits = self.logits_row(row)
+        if not 1 <= n <= len(logits):
+            raise ArgumentError(f"top_logprobs: {n} asked for, expected 1 to {len(logits)}")
+        top = np.argpartition(logits, -n)[-n:]
+        top = top[np.lexsort((top, -logits[top]))]
+        return top, logits[top] - log_sum_exp(logits)
 
     def sample(self, sampler: Sampler, row: int = -1) -> int:
         """Draw a token from the last logits; the tokens before are the history that penalties see.
@@ -418,6 +471,14 @@ class Sequence:
 
     def __del__(self) -> None:
         self.close()
+
+
+def log_sum_exp(logits: npt.NDArray[np.float32]) -> float:
+    """log(sum(exp(logits)))."""
+    import numpy as np
+
+    top = float(logits.max())
+    return top + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
 
 
 def _params(model: Model, options: EngineOptions) -> tuple[Any, list[Any]]:

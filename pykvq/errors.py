@@ -30,7 +30,7 @@ class FullError(PykvqError):
 
 
 class BusyError(PykvqError):
-    """Another thread is using the engine."""
+    """C API: another thread is using the engine. `Engine` makes threads wait instead."""
 
 
 class CancelledError(PykvqError):

@@ -263,8 +263,9 @@ PYKVQ_API pykvq_status pykvq_engine_get_stats(pykvq_engine *engine, pykvq_engine
 /* Feeds pending tokens of these sequences, together at most n_batch: single pending tokens first, then the rest in order.
  * On failure or cancellation every sequence is as before. */
 PYKVQ_API pykvq_status pykvq_engine_step(pykvq_engine *engine, pykvq_seq **seqs, uint32_t n_seqs);
-/* The one call allowed while another thread steps: that step ends soon with PYKVQ_E_CANCELLED. */
-PYKVQ_API void pykvq_engine_cancel(pykvq_engine *engine);
+/* The one call allowed while another thread steps. on: the step that runs, or else the next one, ends soon with
+ * PYKVQ_E_CANCELLED. off: takes that back where it has found no step to end. */
+PYKVQ_API void pykvq_engine_cancel(pykvq_engine *engine, bool on);
 /* For importance matrices. Called by the stepping thread before each product with weights: `weight` is where the matrix
  * lies (pykvq_gguf_tensor.data; behind it for a part of a fused one), x (n_rows, n_in) what it is multiplied with. It must
  * not call the library with this engine. */

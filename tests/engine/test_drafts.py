@@ -1,5 +1,6 @@
 """Drafts: several tokens in one step give what one at a time gives, bit for bit, and can be taken back."""
 
+import gguf
 import numpy as np
 import pytest
 
@@ -9,7 +10,12 @@ from . import tiny
 
 RNG = np.random.default_rng(21)
 TEXT = [int(t) for t in RNG.integers(0, tiny.N_VOCAB, 560)]
-KINDS = {"plain": {}, "windowed": {"window": 100}, "window of whole tiles": {"window": 128}, "biased": {"key_bias": 20}}
+KINDS = {
+    "rounded": {"weight_type": gguf.GGMLQuantizationType.Q8_0},  # activations become int8, where small changes show
+    "windowed": {"window": 100},
+    "window of whole tiles": {"window": 128},
+    "biased": {"key_bias": 20},
+}
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -27,9 +27,10 @@ def engine(model):
 def feed(sequence: pykvq.Sequence, tokens: list[int]) -> np.ndarray:
     """The logits after these tokens: (n_vocab)."""
     sequence.sync(tokens)
-    while sequence.n_pending:
-        sequence.engine.step([sequence])
-    return sequence.logits()[-1]
+    with sequence.engine.use():
+        while sequence.n_pending:
+            sequence.engine.step([sequence])
+        return sequence.logits()[-1]
 
 
 # ---- what they return
@@ -268,6 +269,7 @@ class Stepping:
     def __init__(self, engine: pykvq.Engine) -> None:
         self.engine = engine
         self.error: Exception | None = None
+        self.is_over = False
         self.started = threading.Event()
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -278,6 +280,8 @@ class Stepping:
             sequence = self.engine.sequence()
             self.started.set()
             for i in range(100_000):
+                if self.is_over:
+                    return
                 feed(sequence, [i % 250, *range(250)])
         except Exception as error:
             self.error = error
@@ -288,29 +292,42 @@ class Stepping:
         assert not self.thread.is_alive()
         return self.error
 
-    def collide(self) -> bool:
-        """Use the engine until this thread, or the other, is told that it is busy; whether one was."""
+    def cancel(self) -> Exception | None:
+        """Until it meets a step."""
         while self.thread.is_alive():
-            try:
-                self.engine.stats  # noqa: B018 - it may raise
-            except pykvq.BusyError:
-                return True
-        return isinstance(self.error, pykvq.BusyError)
+            self.engine.cancel()
+        return self.join()
 
 
-def test_second_thread_gets_an_error(engine):
+def test_threads_take_turns(engine):
     stepping = Stepping(engine)
-    assert stepping.collide()
-    engine.cancel()
-    assert isinstance(stepping.join(), (pykvq.CancelledError, pykvq.BusyError))
+    expected = None
+    for _ in range(20):
+        with engine.sequence() as sequence:
+            logits = feed(sequence, PROMPT)
+        assert expected is None or np.array_equal(logits, expected)
+        expected = logits
+    stepping.is_over = True
+    assert stepping.join() is None
 
 
 def test_cancel_ends_a_step(engine):
     stepping = Stepping(engine)
-    engine.cancel()
-    assert isinstance(stepping.join(), pykvq.CancelledError)
+    assert isinstance(stepping.cancel(), pykvq.CancelledError)
     with engine.sequence() as sequence:
         assert feed(sequence, PROMPT).shape == (260,)
+
+
+def test_cancel_without_a_step_does_nothing(engine):
+    with engine.sequence() as sequence, engine.sequence() as other:
+        engine.cancel()
+        engine.cancel(sequence)
+        assert feed(sequence, PROMPT).shape == (260,)
+        stepping = Stepping(engine)
+        for _ in range(50):
+            engine.cancel(other)  # which is not in that step
+        stepping.is_over = True
+        assert stepping.join() is None
 
 
 def test_close_waits_for_the_step(engine):
@@ -322,10 +339,8 @@ def test_close_waits_for_the_step(engine):
 def test_sequence_collected_while_another_thread_steps(engine):
     others = [engine.sequence() for _ in range(3)]
     stepping = Stepping(engine)
-    assert stepping.collide()
     others.clear()
-    engine.cancel()
-    stepping.join()
+    stepping.cancel()
     del stepping
     gc.collect()
     assert len([engine.sequence() for _ in range(4)]) == 4  # all slots are free again

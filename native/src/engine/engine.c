@@ -255,8 +255,8 @@ pykvq_status pykvq_engine_get_stats(pykvq_engine *e, pykvq_engine_stats *out) {
     return PYKVQ_OK;
 }
 
-void pykvq_engine_cancel(pykvq_engine *e) {
-    atomic_store_explicit(&e->cancel, true, memory_order_relaxed);
+void pykvq_engine_cancel(pykvq_engine *e, bool on) {
+    atomic_store_explicit(&e->cancel, on, memory_order_relaxed);
 }
 
 pykvq_status pykvq_engine_observe(pykvq_engine *e, pykvq_observer *observer, void *context) {
