@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from .engine import Engine, Sequence
-from .errors import ArgumentError, CancelledError, FullError
+from .engine import Engine, Sequence, log_sum_exp
+from .errors import ArgumentError, CancelledError, FullError, PykvqError
 from .model import Model
 from .sampling import Sampler
+from .speculative import LOOKUP_MATCH, DraftModel, PromptLookup, Speculation
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from typing_extensions import Unpack
 
     from .engine import EngineOptions
+    from .grammar import JSONSchema, Matcher
 
 DEFAULT_MAX_TOKENS = 512
-FinishReason: TypeAlias = Literal["eog", "stop", "length", "cancelled"]
+DRAFT_LOGITS = 16  # logit rows that an engine needs for the longest draft
+LOOKUP_TOKENS, MODEL_TOKENS = 15, 6  # of a draft, by default
+FinishReason: TypeAlias = Literal["eog", "stop", "length", "grammar", "cancelled"]
+
+
+class TokenLogprobs(NamedTuple):
+    """Natural log-probabilities where one token was drawn: the model's own, before penalties and filters."""
+
+    logprob: float  # of the token that was drawn
+    top_tokens: npt.NDArray[np.int64]  # (n) the likeliest, likeliest first
+    top_logprobs: npt.NDArray[np.float32]  # (n)
 
 
 @dataclass
@@ -31,9 +45,13 @@ class GenerationResult:
     n_reused_tokens: int = 0  # of the prompt, found in the sequence's cache
     text: str = ""
     tokens: list[int] = field(default_factory=list[int])  # generated, the end-of-generation token included
+    logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])  # of each token, if asked for
     finish_reason: FinishReason = "cancelled"
     prompt_seconds: float = 0.0  # from the start to the first token
     decode_seconds: float = 0.0  # for the tokens after the first; the consumer's own time is not counted
+    mask_seconds: float = 0.0  # of both, for finding out which tokens a schema or grammar allows
+    n_drafted: int = 0  # tokens that were guessed
+    n_accepted: int = 0  # and were right
     n_ctx_used: int = 0  # tokens in the sequence
     n_kv_bytes: int = 0  # of the cache pages that the sequence holds
 
@@ -46,6 +64,11 @@ class GenerationResult:
     def decode_tokens_per_second(self) -> float:
         """Tokens per second after the first; 0 if there is only one."""
         return (len(self.tokens) - 1) / self.decode_seconds if self.decode_seconds else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """The part of the guessed tokens that were right; 0 if none was guessed."""
+        return self.n_accepted / self.n_drafted if self.n_drafted else 0.0
 
 
 class Generation(Iterator[str]):
@@ -63,6 +86,9 @@ class Generation(Iterator[str]):
         sampler: Sampler,
         stop: tuple[str, ...],
         ignore_eog: bool,
+        n_logprobs: int,
+        matcher: Matcher | None,
+        speculation: Speculation | None,
         resources: ExitStack,
     ) -> None:
         self.result = GenerationResult(n_prompt_tokens=len(prompt))
@@ -72,35 +98,47 @@ class Generation(Iterator[str]):
         self._prompt = prompt
         self._max_tokens = max_tokens
         self._stop = stop
-        self._ignore_eog = ignore_eog
+        self._eog = frozenset[int]() if ignore_eog else sequence.engine.model.tokenizer.eog_ids
+        self._n_logprobs = n_logprobs
+        self._matcher = matcher
+        self._speculation = speculation
         self._resources = resources  # what to close at the end
-        self._finished = False
+        self._is_cancelled = False
+        self._turn = threading.RLock()  # of whoever advances or closes the iteration
         self._pieces = self._run()
 
     def __iter__(self) -> Generation:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        with self._turn:
+            return next(self._pieces)
 
     def __aiter__(self) -> Generation:
         return self
 
     async def __anext__(self) -> str:
-        piece = await asyncio.to_thread(next, self._pieces, None)
+        import asyncio  # here, since it is slow to import and many never need it
+
+        try:
+            piece = await asyncio.to_thread(next, self, None)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
         if piece is None:
             raise StopAsyncIteration
         return piece
 
     def cancel(self) -> None:
-        """End the iteration soon, with what there is. Callable from any thread."""
-        if not self._finished:  # the engine keeps a cancellation for its next step
-            self._sequence.engine.cancel()
+        """End the iteration soon, with what there is. Callable from any thread, also before it has begun."""
+        self._is_cancelled = True
+        self._sequence.engine.cancel(self._sequence)
 
     def close(self) -> None:
         """End the iteration now. Closing twice is fine."""
-        self._pieces.close()
-        self._resources.close()
+        with self._turn:
+            self._pieces.close()
+            self._resources.close()
 
     def __enter__(self) -> Generation:
         return self
@@ -108,11 +146,19 @@ class Generation(Iterator[str]):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Generation:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.close)
+
     def _run(self) -> Generator[str, None, None]:
         """Text to hand out: what is decoded, held back while it may be the beginning of a stop string."""
         held = ""
-        with self._resources:
-            for piece in self._decoded():
+        with self._resources, closing(self._decoded()) as pieces:
+            for piece in pieces:
                 held += piece
                 if (begin := _find_stop(held, self._stop)) is not None:
                     self.result.finish_reason = "stop"
@@ -127,49 +173,119 @@ class Generation(Iterator[str]):
                 self.result.text += held
                 yield held
 
-    def _decoded(self) -> Iterator[str]:
+    def _decoded(self) -> Generator[str, None, None]:
         tokenizer = self._sequence.engine.model.tokenizer
         stream = tokenizer.stream(after=self._prompt[-1], skip_special=True)
-        for token in self._tokens():
-            yield stream.push(token)
+        with closing(self._tokens()) as tokens:
+            for token in tokens:
+                yield stream.push(token)
         yield stream.finish()
 
-    def _tokens(self) -> Iterator[int]:
+    def _tokens(self) -> Generator[int, None, None]:
         result, sequence = self.result, self._sequence
-        eog = frozenset[int]() if self._ignore_eog else sequence.engine.model.tokenizer.eog_ids
         try:
             result.n_reused_tokens = sequence.sync(self._prompt)
             while True:
-                token = self._next_token()
-                if token in eog:
-                    result.finish_reason = "eog"
+                for token in self._timed_draws():
+                    result.tokens.append(token)
+                    if token in self._eog:
+                        result.finish_reason = "eog"
+                        return
+                    yield token
+                if self._matcher is not None and self._matcher.is_complete:
+                    result.finish_reason = "grammar"
                     return
-                yield token
                 if len(result.tokens) == self._max_tokens or len(sequence) == self.plan.n_ctx:
                     result.finish_reason = "length"
                     return
-                sequence.push([token])
         except CancelledError:
             return
         finally:
-            self._finished = True
+            self._take_back()
 
-    def _next_token(self) -> int:
-        """Feed what is pending and draw a token."""
+    def _take_back(self) -> None:
+        """Leave all tokens in the sequence but the last, which was never fed."""
+        del self.result.logprobs[len(self.result.tokens) :]
+        n_kept = len(self._prompt) + len(self.result.tokens) - 1
+        with suppress(PykvqError):  # it may be closed already
+            if self.result.tokens and len(self._sequence) > n_kept:
+                self._sequence.rewind(n_kept)
+                self.result.n_ctx_used = n_kept
+
+    def _timed_draws(self) -> list[int]:
         result, sequence = self.result, self._sequence
         begin = time.perf_counter()
-        while sequence.n_pending:
-            sequence.engine.step([sequence])
-        token = sequence.sample(self.sampler)
+        tokens = self._draws()
         seconds = time.perf_counter() - begin
         if result.tokens:
             result.decode_seconds += seconds
         else:
             result.prompt_seconds = seconds
-        result.tokens.append(token)
         result.n_ctx_used = len(sequence)
         result.n_kv_bytes = sequence.n_kv_bytes
+        return tokens
+
+    def _draws(self) -> list[int]:
+        """Feed what is pending and a draft behind it; the draft as far as it is right, and the token after that."""
+        result, sequence = self.result, self._sequence
+        draft: list[int] = []
+        if result.tokens:
+            draft = self._draft()
+            sequence.push([result.tokens[-1], *draft])
+        with sequence.engine.use():
+            self._feed(with_draft=bool(draft))
+            tokens: list[int] = []
+            while len(tokens) <= len(draft):
+                tokens.append(self._sample(len(tokens) if draft else -1))
+                is_right = tokens == draft[: len(tokens)]
+                if not is_right or tokens[-1] in self._eog or (self._matcher and self._matcher.is_complete):
+                    break
+            n_accepted = len(tokens) - 1
+            if n_accepted < len(draft):
+                sequence.rewind(len(sequence) - len(draft) + n_accepted)
+        if draft and self._speculation is not None:
+            self._speculation.learn(len(draft), n_accepted)
+            result.n_drafted += len(draft)
+            result.n_accepted += n_accepted
+        return tokens
+
+    def _draft(self) -> list[int]:
+        if self._speculation is None:
+            return []
+        n_most = min(self._sequence.n_draft, self._max_tokens - len(self.result.tokens)) - 1
+        return self._speculation.propose(self._prompt + self.result.tokens, n_most)
+
+    def _feed(self, *, with_draft: bool) -> None:
+        sequence = self._sequence
+        if self._speculation is not None:
+            sequence.keep_logits(all_tokens=with_draft)
+        while sequence.n_pending:
+            if self._is_cancelled:
+                raise CancelledError("generation: cancelled")
+            sequence.engine.step([sequence])
+
+    def _sample(self, row: int) -> int:
+        sequence = self._sequence
+        if self._matcher is None:
+            token = sequence.sample(self.sampler, row)
+        else:
+            begin = time.perf_counter()
+            mask = self._matcher.mask()
+            self.result.mask_seconds += time.perf_counter() - begin
+            self.sampler.allow(mask)
+            try:
+                token = sequence.sample(self.sampler, row)
+            finally:
+                self.sampler.allow(None)
+            self._matcher.push(token)
+        if self._n_logprobs:
+            self.result.logprobs.append(self._logprobs(row, token))
         return token
+
+    def _logprobs(self, row: int, token: int) -> TokenLogprobs:
+        logits = self._sequence.logits_row(row)
+        top, logprobs = self._sequence.top_logprobs(self._n_logprobs, row)
+        return TokenLogprobs(float(logits[token]) - log_sum_exp(logits), top, logprobs)
 
 
 def generate(
@@ -180,6 +296,13 @@ def generate(
     sampler: Sampler | None = None,
     stop: str | Iterable[str] = (),
     ignore_eog: bool = False,
+    json_schema: JSONSchema | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
+    lookup: bool | int = False,
+    draft: Model | Engine | Sequence | None = None,
+    draft_tokens: int | None = None,
+    logprobs: int = 0,
     **options: Unpack[EngineOptions],
 ) -> Generation:
     """Continue a prompt.
@@ -193,17 +316,29 @@ def generate(
         sampler: default `Sampler()`.
         stop: end before any of these texts appears ("stop").
         ignore_eog: go on after an end-of-generation token.
+        json_schema: the text is JSON that this schema allows. Needs the extra `grammar`, as do the next two. The text
+            ends where nothing more can follow ("grammar"), or where it is whole and the model ends it ("eog").
+        regex: the text is matched by this regular expression.
+        grammar: the text is in the language of this Lark grammar.
+        lookup: guess tokens by what followed the same 3 tokens before (a number: so many tokens), and check several in
+            one step. The text is the same as without, and comes faster where it repeats itself or the prompt.
+        draft: guess tokens with this smaller model of the same vocabulary. The text is the same as without.
+        draft_tokens: most tokens to guess at a time; default 15 for lookup, 6 for a model; at most 15.
+        logprobs: keep the log-probabilities of each token and of so many of the likeliest in `result.logprobs`.
         options: of the engine, if target is a model.
 
     Returns:
         an iterator of pieces of text, with `result`.
 
     Raises:
-        ArgumentError: the prompt is empty, or an option is out of its range.
+        ArgumentError: the prompt is empty, an option is out of its range, or a schema or grammar is wrong.
         FullError: the prompt is longer than the context.
+        UnsupportedError: a schema or grammar is given and llguidance is not installed.
     """
     if max_tokens < 1:
         raise ArgumentError(f"max_tokens: {max_tokens} is not positive")
+    if isinstance(target, Model) and (lookup or draft is not None) and options.get("logits") is None:
+        options["logits"] = DRAFT_LOGITS
     with ExitStack() as resources:
         sequence = _sequence(target, options, resources)
         engine = sequence.engine
@@ -222,6 +357,9 @@ def generate(
             sampler=sampler or Sampler(),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             ignore_eog=ignore_eog,
+            n_logprobs=logprobs,
+            matcher=_matcher(engine, {"json_schema": json_schema, "regex": regex, "grammar": grammar}),
+            speculation=_speculation(engine, lookup, draft, draft_tokens, resources),
             resources=resources.pop_all(),
         )
 
@@ -233,6 +371,36 @@ def _sequence(target: Model | Engine | Sequence, options: EngineOptions, resourc
     elif options:
         raise ArgumentError(f"generate: {', '.join(options)} can only be set for a model, the engine exists already")
     return resources.enter_context(target.sequence()) if isinstance(target, Engine) else target
+
+
+def _matcher(engine: Engine, constraints: Mapping[str, Any]) -> Matcher | None:
+    given = {name: value for name, value in constraints.items() if value is not None}
+    if not given:
+        return None
+    from .grammar import Matcher
+
+    return Matcher(engine.model.tokenizer, **given)
+
+
+def _speculation(
+    engine: Engine,
+    lookup: bool | int,
+    draft: Model | Engine | Sequence | None,
+    n_tokens: int | None,
+    resources: ExitStack,
+) -> Speculation | None:
+    if not lookup and draft is None:
+        return None
+    if lookup and draft is not None:
+        raise ArgumentError("generate: lookup and draft exclude each other")
+    if n_tokens is not None and not 1 <= n_tokens < DRAFT_LOGITS:
+        raise ArgumentError(f"draft_tokens: {n_tokens}, expected 1 to {DRAFT_LOGITS - 1}")
+    if engine.plan.n_logits < 2:
+        raise ArgumentError(f"generate: to check drafts an engine must be made with logits={DRAFT_LOGITS}")
+    if draft is None:
+        return Speculation(PromptLookup(LOOKUP_MATCH if lookup is True else lookup), n_tokens or LOOKUP_TOKENS)
+    options: EngineOptions = {"ctx": engine.plan.n_ctx} if isinstance(draft, Model) else {}
+    return Speculation(DraftModel(_sequence(draft, options, resources), engine.model), n_tokens or MODEL_TOKENS)
 
 
 def _find_stop(text: str, stop: tuple[str, ...]) -> int | None:

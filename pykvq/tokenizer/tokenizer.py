@@ -81,6 +81,11 @@ class Tokenizer:
         """Number of tokens."""
         return self._vocabulary.n_vocab
 
+    @property
+    def token_list(self) -> list[str]:
+        """All tokens as the vocabulary spells them, by id."""
+        return list(self._vocabulary.tokens)
+
     def encode(
         self,
         text: str | bytes,
