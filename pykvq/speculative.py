@@ -14,6 +14,7 @@ from .errors import ArgumentError
 from .model import Model
 
 LOOKUP_MATCH = 3  # tokens
+FIRST_DRAFT = 5  # tokens
 LEAST_ACCEPTED = 2  # a step of several tokens takes longer than one of a single token; fewer are not worth it
 LONGEST_PAUSE = 32  # tokens
 LEAST_PROBABILITY = 0.4  # a draft model that is less sure ends its draft
@@ -93,7 +94,8 @@ class DraftModel:
 
 
 class Speculation:
-    """When to ask a drafter: after guesses that were no good it waits, each time twice as long.
+    """When to ask a drafter, and for how much: twice what was right the last time. After guesses that were no good it
+    waits, each time twice as long.
 
     Args:
         drafter: makes the guesses.
@@ -103,6 +105,7 @@ class Speculation:
     def __init__(self, drafter: Drafter, n_most: int) -> None:
         self._drafter = drafter
         self._n_most = n_most
+        self._n_next = FIRST_DRAFT
         self._pause = self._n_waiting = 0  # tokens
 
     def propose(self, tokens: list[int], n_most: int) -> list[int]:
@@ -110,10 +113,12 @@ class Speculation:
         if self._n_waiting > 0:
             self._n_waiting -= 1
             return []
-        return self._drafter.propose(tokens, min(n_most, self._n_most)) if n_most > 0 else []
+        n_most = min(n_most, self._n_most, self._n_next)
+        return self._drafter.propose(tokens, n_most) if n_most > 0 else []
 
     def learn(self, n_drafted: int, n_accepted: int) -> None:
         """How the last draft fared."""
+        self._n_next = max(FIRST_DRAFT, 2 * n_accepted)
         if n_accepted >= min(LEAST_ACCEPTED, n_drafted):
             self._pause = 0
         else:

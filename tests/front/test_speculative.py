@@ -167,3 +167,12 @@ def test_bad_guesses_are_followed_by_a_pause():
     assert speculation.propose(tokens, 9)
     speculation.learn(4, 3)
     assert speculation.propose(tokens, 2) == [2, 1]
+
+
+def test_drafts_grow_with_what_was_right():
+    speculation = Speculation(PromptLookup(1), 15)
+    lengths = []
+    for n_accepted in (5, 10, 15, 4, 0):
+        lengths.append(len(speculation.propose([1, 2, 1], 99)))
+        speculation.learn(lengths[-1], n_accepted)
+    assert lengths == [5, 10, 15, 15, 8]
