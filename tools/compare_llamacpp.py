@@ -10,6 +10,10 @@ Then, on random token ids (the same for both programs):
   prefill at depth 0  512 tokens into the empty cache
   decode at depth D   the cache is filled to D tokens, then tokens are fed one at a time, each with its logits
   prefill at depth D  512 tokens right after that decode, so a few tokens deeper than D
+With --repeat-from N, llama.cpp is fed only the first N tokens of a depth; the rest of its cache is those tokens' saved
+state over and over, at positions of its own. How long a step takes does not depend on what the cache holds, and its
+prefill at depth 32k with a quantized cache would take an hour. pykvq is always fed all tokens.
+
 The programs take turns, and who goes first alternates, so that a drift of the machine's clock hits both. Printed is the
 median of the repeats, with the least and the greatest. Measure on an idle machine: both programs spin while they wait.
 
@@ -32,6 +36,7 @@ import os
 import platform
 import random
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -114,6 +119,15 @@ class LlamaCpp:
             raise RuntimeError("llama.cpp: llama_decode failed")
         self.api.llama_synchronize(self.context)
 
+    def extend(self, n_tokens: int) -> None:
+        """Fill the cache up to n_tokens with what it holds, over and over."""
+        buffer = (ctypes.c_uint8 * self.api.llama_state_seq_get_size(self.context, 0))()
+        self.api.llama_state_seq_get_data(self.context, buffer, len(buffer), 0)
+        state = extended_state(bytes(buffer), n_tokens)
+        array = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if self.api.llama_state_seq_set_data(self.context, array, len(state), 0) != len(state):
+            raise RuntimeError(f"llama.cpp: a state of {n_tokens} tokens was not taken")
+
     def clear(self) -> None:
         """Empty the cache."""
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
@@ -121,6 +135,32 @@ class LlamaCpp:
     def facts(self) -> dict[str, Any]:
         """What the report should know beside the times."""
         return {"system": self.api.llama_print_system_info().decode()}
+
+
+def extended_state(state: bytes, n_tokens: int) -> bytes:
+    """A saved llama.cpp sequence of fewer tokens, repeated until it has n_tokens.
+
+    Layout (llama.cpp's llama-kv-cache.cpp, one stream): magic, sequence, streams, cells; per cell its position, the
+    number of its sequences, the sequence; transposed V, layers; for K of each layer and then V, a type, the bytes of a
+    row, the rows.
+    """
+    magic, sequence, n_streams, n_cells = struct.unpack_from("<4I", state)
+    at = 16 + 12 * n_cells
+    transposed, n_layers = struct.unpack_from("<2I", state, at)
+    if n_streams != 1 or transposed or struct.unpack_from("<iIi", state, 16) != (0, 1, 0):
+        raise RuntimeError("llama.cpp: its state has another layout than this tool knows")
+    parts = [struct.pack("<4I", magic, sequence, 1, n_tokens)]
+    parts += [struct.pack("<iIi", position, 1, 0) for position in range(n_tokens)]
+    parts.append(struct.pack("<2I", 0, n_layers))
+    at += 8
+    for _ in range(2 * n_layers):
+        row_bytes = struct.unpack_from("<iQ", state, at)[1]
+        rows = state[at + 12 : at + 12 + row_bytes * n_cells]
+        parts += [state[at : at + 12], (rows * -(-n_tokens // n_cells))[: row_bytes * n_tokens]]
+        at += 12 + row_bytes * n_cells
+    if at != len(state):
+        raise RuntimeError("llama.cpp: its state has another layout than this tool knows")
+    return b"".join(parts)
 
 
 def resident_bytes(field: str) -> int:
@@ -151,7 +191,10 @@ def run_once(spec: dict[str, Any]) -> dict[str, Any]:
     target.clear()
     n_fed = 0
     for depth in spec["depths"]:
-        feed(depth - n_fed)
+        n_real = min(depth, max(n_fed, spec["repeat_from"] or depth)) if isinstance(target, LlamaCpp) else depth
+        feed(n_real - n_fed)
+        if n_real < depth:
+            target.extend(depth)
         seconds[f"decode@{depth}"] = feed(spec["n_decode"], chunk=1)
         n_fed = depth + spec["n_decode"]
         if depth > 0 and depth in spec["prefill_depths"]:
@@ -197,6 +240,7 @@ def compare(args: argparse.Namespace, ours: str, theirs: str) -> dict[str, Any]:
         "n_decode": args.decode,
         "depths": args.depths,
         "prefill_depths": args.prefill_depths,
+        "repeat_from": args.repeat_from,
     }
     kv = dict(zip(PROGRAMS, (ours, theirs), strict=True))
     runs: dict[str, list[dict[str, Any]]] = {program: [] for program in PROGRAMS}
@@ -315,6 +359,7 @@ def arguments() -> argparse.Namespace:
     add("--prefill-depths", type=counts, default=[0, 8192], help="default 0,8192; 0 or among --depths")
     add("--prefill", type=int, default=512, help="tokens of a prefill; default 512")
     add("--decode", type=int, default=64, help="tokens of a decode; default 64")
+    add("--repeat-from", type=int, metavar="N", help="llama.cpp's cache beyond N tokens repeats those")
     add("--repeats", type=int, default=3, help="default 3")
     add("--kv", type=kv_pair, action="append", metavar="OURS=THEIRS", help="default f16=f16; repeatable")
     add("--no-start", action="store_true", help="do not measure the time to the first token")
