@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from . import common
 from .common import DebugOption, mib
 
 
@@ -19,18 +20,10 @@ def convert(
     debug: DebugOption = False,
 ) -> None:
     """Convert a Hugging Face checkpoint to GGUF, and check the result against the original's tokenizer."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
     from ..convert import convert as run
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("converting", total=None)
-
-        def show(n_done: int, n_total: int) -> None:
-            bar.update(task, completed=n_done, total=n_total)
-
-        done = run(source, output, kind.lower(), force=force, threads=threads, progress=show)
+    with common.Bar() as bar:
+        bar.title = "converting"
+        done = run(source, output, kind.lower(), force=force, threads=threads, progress=bar.show)
     print(f"{done.path}: {done.architecture}, {done.n_params:,} parameters, {mib(done.n_bytes)}")
     print(f"checked: {done.n_tensors} tensors read back, {done.n_checked_tokens} tokens as the original's")

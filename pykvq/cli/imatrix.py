@@ -24,30 +24,23 @@ def imatrix(
     debug: DebugOption = False,
 ) -> None:
     """Run a text through a model and write how much each input of each of its matrices matters."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from .. import Model
     from ..gguf_writer import check_target
     from ..imatrix import collect
 
     check_target(target, force=force)
     content = common.read_file(text)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        Model.open(common.fetch(model)) as opened,
-        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
-    ):
-        tokens = opened.tokenizer.encode(content, add_bos=False)
-        tokens = tokens[: chunks and chunks * chunk]
-        task = bar.add_task("running")
-        perplexity = 0.0
+    perplexity = 0.0
+    with Model.open(common.fetch(model)) as opened, common.Bar() as bar:
 
         def show(n_done: int, n_total: int, so_far: float) -> None:
             nonlocal perplexity
             perplexity = so_far
-            bar.update(task, completed=n_done, total=n_total, description=f"perplexity {so_far:.3f}")
+            bar.title = f"perplexity {so_far:.3f}"
+            bar.show(n_done, n_total)
 
+        tokens = opened.tokenizer.encode(content, add_bos=False)
+        tokens = tokens[: chunks and chunks * chunk]
         matrix = collect(opened, tokens, dataset=text.name, chunk=chunk, threads=threads, progress=show)
     matrix.save(target, force=force)
     n = len(matrix.entries)
