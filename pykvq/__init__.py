@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._ffi import lib, text
-from .engine import Engine, EngineOptions, Plan, Sequence, Stats, plan
+from .engine import Engine, EngineOptions, KVLayer, Plan, Sequence, Stats, plan
 from .errors import (
     ArgumentError,
     BusyError,
@@ -24,9 +24,9 @@ from .errors import (
     PykvqError,
     UnsupportedError,
 )
-from .generate import Generation, GenerationResult, generate
+from .generate import FinishReason, Generation, GenerationResult, TokenLogprobs, generate
 from .gguf import GGUFFile
-from .kv import KVType, kv_types
+from .kv import KVType, KVTypeName, kv_types
 from .model import Model, ModelInfo
 from .sampling import Sampler
 
@@ -59,12 +59,15 @@ __all__ = [
     "Engine",
     "EngineOptions",
     "FileError",
+    "FinishReason",
     "FormatError",
     "FullError",
     "GGUFFile",
     "Generation",
     "GenerationResult",
+    "KVLayer",
     "KVType",
+    "KVTypeName",
     "Model",
     "ModelInfo",
     "NumericError",
@@ -74,6 +77,7 @@ __all__ = [
     "Sampler",
     "Sequence",
     "Stats",
+    "TokenLogprobs",
     "Tokenizer",
     "UnsupportedError",
     "generate",

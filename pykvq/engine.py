@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Unpack
 
+    from .kv import KVTypeName
     from .sampling import Sampler
 
 DEFAULT_CTX = 4096  # tokens, if the model was trained for as many
@@ -33,9 +34,9 @@ class EngineOptions(TypedDict, total=False):
     logits: int | None  # most logit rows kept from one step; default: seqs
     threads: int | None  # default: the cores that this process may use
     device: str | None  # default "cpu"
-    kv: str | None  # KV type of the cache; default "f16"
-    kv_k: str | None  # KV type of the keys, if it differs
-    kv_v: str | None  # KV type of the values, if it differs
+    kv: KVTypeName | str | None  # KV type of the cache, or "K/V"; default "f16"
+    kv_k: KVTypeName | str | None  # KV type of the keys, if it differs
+    kv_v: KVTypeName | str | None  # KV type of the values, if it differs
     kv_layers: str | None  # exceptions by layer: "0-1,-1:TYPE,4:TYPE"
     kv_sink: int | None  # first tokens kept in f16; default: the type's
     kv_tail: int | None  # newest tokens kept in f16; default: the type's

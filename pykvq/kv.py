@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from ._ffi import check, ffi, lib, text
+
+# For editors and type checkers; the library's table decides.
+KVTypeName: TypeAlias = Literal[
+    "f16",
+    "q8_0",
+    "q4_0",
+    "fp8",
+    "nvfp4",
+    "kivi4",
+    "kivi2",
+    "kivi2_g64",
+    "turbo4",
+    "turbo3",
+    "turbo2",
+    "turbo3.5",
+    "turbo2.5",
+    "kvarn4",
+    "kvarn3",
+    "kvarn2",
+    "tier3",
+    "tier2",
+]
 
 
 class KVType(NamedTuple):

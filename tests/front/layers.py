@@ -121,7 +121,7 @@ def codec_name_faults(root: Path, names: list[str]) -> Iterator[str]:
                 yield f"{path.relative_to(root)}: names {name}"
     for path in sorted((root / "pykvq").rglob("*.py")):
         module = path.relative_to(root / "pykvq").parts[0].removesuffix(".py")
-        if module in APART:
+        if module in APART or module == "kv":  # whose Literal a test holds to the table
             continue
         literals = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         if module in OF_WEIGHTS:
