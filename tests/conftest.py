@@ -1,12 +1,15 @@
 """Fixtures that the tests share: small models written to GGUF."""
 
 import os
+import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from terminal import Terminal
 
 # The tests are for the installed package, with its compiled module, but Python looks into the current folder first:
 # `python -m pytest` in the checkout would find the sources, and so would every `python -c` that a test starts there.
@@ -16,7 +19,8 @@ sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
 
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Run the tests in an empty folder."""
+    """Run the tests in an empty folder, without the user's file of defaults."""
+    os.environ["PYKVQ_CONFIG"] = os.devnull
     os.chdir(tmp_path_factory.mktemp("elsewhere"))
 
 
@@ -52,8 +56,10 @@ def _add_tokenizer(writer: gguf.GGUFWriter, template: str | None, special: list[
     return len(tokens)
 
 
-def write_llama(path: Path, template: str | None = TEMPLATE, seed: int = 1, special: list[str] = SPECIAL) -> Path:
-    """A random llama of 2 layers, about 500 kB, with F16 matrices."""
+def write_llama(
+    path: Path, template: str | None = TEMPLATE, seed: int = 1, special: list[str] = SPECIAL, talkative: bool = False
+) -> Path:
+    """A random llama of 2 layers, about 500 kB, with F16 matrices. A talkative one says letters and never ends."""
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -88,7 +94,11 @@ def write_llama(path: Path, template: str | None = TEMPLATE, seed: int = 1, spec
         matrix(f"blk.{i}.ffn_up.weight", N_FF, N_EMBD)
         matrix(f"blk.{i}.ffn_down.weight", N_EMBD, N_FF)
     norm("output_norm.weight")
-    matrix("output.weight", n_vocab, N_EMBD)
+    output = random.standard_normal((n_vocab, N_EMBD)) / N_EMBD**0.5
+    if talkative:  # what is no letter has logit 0, and of so many letters one is above that
+        output[[i for i, token in enumerate(_byte_tokens()) if not (token.isascii() and token.isalpha())]] = 0
+        output[256:] = 0
+    writer.add_tensor("output.weight", output.astype(np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -103,7 +113,29 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def talkative_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a head that, at temperature 0, says letters and never ends. Read-only."""
+    return write_llama(tmp_path_factory.mktemp("models") / "talkative.gguf", talkative=True)
+
+
+@pytest.fixture(scope="session")
 def tiny_llama_without_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model without a chat template, or tokens that would tell which one it needs. Read-only."""
     path = tmp_path_factory.mktemp("models") / "plain.gguf"
     return write_llama(path, template=None, special=["<unk>", "<s>", "</s>"])
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    """Opens terminals whose folder is tmp_path."""
+    if shutil.which("tmux") is None:
+        pytest.skip("tmux is not installed")
+    opened: list[Terminal] = []
+
+    def start(*arguments: object, columns: int = 100) -> Terminal:
+        opened.append(Terminal(tmp_path, *arguments, columns=columns))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.close()

@@ -58,6 +58,9 @@ PYKVQ_API int pykvq_abi(void);
 PYKVQ_API const char *pykvq_version(void);
 PYKVQ_API const char *pykvq_last_error(void); /* this thread's last sentence; "" if none; valid until the next failure */
 PYKVQ_API const char *pykvq_cpu_isa(void);    /* the instruction set in use: "scalar", "avx2", "avx512", "neon" */
+PYKVQ_API uint32_t pykvq_cpu_cores(void);     /* cores this process may use: what n_threads 0 stands for */
+/* PYKVQ_OK if engines run on this device ("cpu", "cuda"); else pykvq_last_error() says what is missing. */
+PYKVQ_API pykvq_status pykvq_device_check(const char *device);
 /* Tests only: use a narrower instruction set from now on, for every engine. NULL restores the widest. */
 PYKVQ_API pykvq_status pykvq_cpu_select(const char *isa);
 /* Tests only: the n-th allocation from now (0: the next) fails, once; UINT64_MAX: none does. */

@@ -2,6 +2,7 @@
  */
 #include <string.h>
 
+#include "backend/backend.h"
 #include "base/memory.h"
 #include "base/threads.h"
 #include "cpu/linear.h"
@@ -21,6 +22,15 @@ const char *pykvq_version(void) {
 
 const char *pykvq_last_error(void) {
     return kvq_error();
+}
+
+uint32_t pykvq_cpu_cores(void) {
+    return kvq_threads_available();
+}
+
+pykvq_status pykvq_device_check(const char *device) {
+    kvq_device found;
+    return kvq_device_find(device, &found);
 }
 
 void pykvq_fail_allocation(uint64_t n) {

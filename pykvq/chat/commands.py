@@ -79,7 +79,7 @@ def _show(repl: Repl, argument: str) -> Iterator[str]:
 
 
 def _regen(repl: Repl, argument: str) -> Iterator[str]:
-    repl.answer(repl.conversation.take_back())
+    repl.show(repl.conversation.ask_again())
     return iter(())
 
 
@@ -88,26 +88,31 @@ def _undo(repl: Repl, argument: str) -> Iterator[str]:
 
 
 def _edit(repl: Repl, argument: str) -> Iterator[str]:
-    before = list(repl.conversation.messages)
-    question = repl.conversation.take_back()
+    question = repl.conversation.question()
     changed = argument or repl.edit(question)
     if changed:
-        repl.answer(changed)
+        repl.show(repl.conversation.ask_again(changed))
     else:
-        repl.conversation.messages = before
         yield "unchanged"
+
+
+def _tool(repl: Repl, argument: str) -> Iterator[str]:
+    if not argument:
+        raise ArgumentError("/tool: expected the result of the call")
+    repl.show(repl.conversation.ask(argument, role="tool"))
+    return iter(())
 
 
 def _save(repl: Repl, argument: str) -> Iterator[str]:
     path = _file_name("/save", argument)
     repl.conversation.save(path)
-    yield f"saved {len(repl.conversation.messages)} messages to {path}, the cache to {path}.kv"
+    yield f"saved {_count(repl)} to {path}, the cache to {path}.kv"
 
 
 def _load(repl: Repl, argument: str) -> Iterator[str]:
     path = _file_name("/load", argument)
     refusal = repl.conversation.load(path)
-    yield f"loaded {len(repl.conversation.messages)} messages"
+    yield f"loaded {_count(repl)}"
     if refusal is None:
         yield f"the cache of {len(repl.conversation.sequence)} tokens is back"
     else:
@@ -127,18 +132,25 @@ def _read(repl: Repl, argument: str) -> Iterator[str]:
 
 
 def _kv(repl: Repl, argument: str) -> Iterator[str]:
-    return report.kv_table(repl.conversation.sequence.kv_layers())
+    if argument:
+        repl.switch_kv(argument)
+        yield f"the cache is {argument} from here on, and has read the conversation anew"
+    yield from report.kv_table(repl.conversation.sequence.kv_layers(), repl.columns)
 
 
 def _think(repl: Repl, argument: str) -> Iterator[str]:
     if argument not in ("", *THINKING):
         raise ArgumentError(f"/think: {argument!r}, expected {', '.join(THINKING)}")
+    conversation = repl.conversation
     if argument == "hide":
         repl.shows_thinking = False
     elif argument:
-        repl.conversation.thinking = repl.shows_thinking = argument == "on"
-    thinking = {None: "as the template decides", True: "on", False: "off"}[repl.conversation.thinking]
+        conversation.thinking = repl.shows_thinking = argument == "on"
+    thinking = {None: "as the template decides", True: "on", False: "off"}[conversation.thinking]
     yield f"thinking: {thinking}, {'shown' if repl.shows_thinking else 'hidden'}"
+    template = conversation.model.chat_template
+    if conversation.thinking is not None and template and "enable_thinking" not in template.source:
+        yield "the model's chat template has no such switch; the model thinks as it was trained to"
 
 
 def _stats(repl: Repl, argument: str) -> Iterator[str]:
@@ -154,6 +166,11 @@ def _clear(repl: Repl, argument: str) -> Iterator[str]:
 def _exit(repl: Repl, argument: str) -> Iterator[str]:
     repl.is_done = True
     return iter(())
+
+
+def _count(repl: Repl) -> str:
+    n = len(repl.conversation.messages)
+    return f"{n} message{'' if n == 1 else 's'}"
 
 
 def _file_name(command: str, argument: str) -> str:
@@ -172,10 +189,11 @@ COMMANDS = {
     "regen": Command(_regen, "/regen", "answer the last message again"),
     "undo": Command(_undo, "/undo", "take the last message and its answer back"),
     "edit": Command(_edit, "/edit [TEXT]", "change the last message and answer it"),
+    "tool": Command(_tool, "/tool RESULT", "give the model the result of a tool that it called"),
     "save": Command(_save, "/save FILE", "keep the conversation and its KV cache in FILE and FILE.kv"),
     "load": Command(_load, "/load FILE", "continue a conversation kept by /save"),
     "read": Command(_read, "/read FILE", "put a text file in front of the next message"),
-    "kv": Command(_kv, "/kv", "what the cache of each layer uses, against f16"),
+    "kv": Command(_kv, "/kv [TYPE]", "what the cache of each layer uses, against f16; change its KV type"),
     "think": Command(_think, "/think on|off|hide", "let the model think or not; on also shows it, hide hides it"),
     "stats": Command(_stats, "/stats", "speed and memory of the last answer"),
     "clear": Command(_clear, "/clear", "forget all messages"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -60,27 +60,36 @@ class Conversation:
         self.overflow: Overflow = overflow
         self.thinking = thinking
         self.tools = tools
-        self.messages: list[Message] = []  # of user and assistant, oldest first
+        self.messages: list[Message] = []  # of user, assistant and tool, oldest first
         self.n_dropped = 0  # turns that the last answer's prompt had no room for
         self.generation: Generation | None = None  # the last answer
         self._is_cancelled = False
 
-    def ask(self, text: str) -> Generator[Piece, None, None]:
+    def ask(self, text: str, *, role: Literal["user", "tool"] = "user") -> Generator[Piece, None, None]:
         """Add a question and stream the answer. Ending early keeps what there is of it.
+
+        Args:
+            text: the question, or with role "tool" the result of a call that the model asked for.
 
         Raises:
             FullError: the context has no room for the question; the conversation is as before.
             ArgumentError: the template refuses the messages; the conversation is as before.
         """
-        self._is_cancelled = False
-        before = list(self.messages)
-        self.messages.append({"role": "user", "content": text})
-        try:
-            prompt = self._fit_prompt()
-        except PykvqError:
-            self.messages = before
-            raise
-        yield from self._answer(prompt)
+        yield from self._answer([*self.messages, {"role": role, "content": text}])
+
+    def ask_again(self, text: str | None = None) -> Generator[Piece, None, None]:
+        """Ask the last question again, or another one in its place. Raises what `ask` raises, and changes as little."""
+        last = self._last_question()
+        question = self.messages[last]["content"] if text is None else text
+        yield from self._answer([*self.messages[:last], {"role": "user", "content": question}])
+
+    def question(self) -> str:
+        """The last question.
+
+        Raises:
+            ArgumentError: there is none.
+        """
+        return self.messages[self._last_question()]["content"]
 
     def take_back(self) -> str:
         """Remove the last question and its answer; the question.
@@ -88,11 +97,8 @@ class Conversation:
         Raises:
             ArgumentError: there is none.
         """
-        last = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=None)
-        if last is None:
-            raise ArgumentError("conversation: there is no question yet")
-        question = self.messages[last]["content"]
-        del self.messages[last:]
+        question = self.question()
+        self.messages = self.messages[: self._last_question()]
         return question
 
     def clear(self) -> None:
@@ -110,8 +116,11 @@ class Conversation:
 
         Raises:
             FileError: a file cannot be written.
+            FormatError: the file exists and is no saved conversation.
         """
         path = Path(path)
+        if path.exists():
+            _read_record(path)
         self.sequence.save(f"{path}.kv")
         record = {"format": FILE_FORMAT, "system": self.system, "messages": self.messages}
         part = path.with_name(path.name + ".part")
@@ -139,37 +148,55 @@ class Conversation:
             return error
         return None
 
-    def _prompt(self) -> list[int]:
+    def reread(self) -> Iterator[tuple[int, int]]:
+        """Compute the cache of the conversation anew, on a `sequence` that was exchanged; tokens done, of how many.
+
+        Ending early is fine: the next answer computes the rest.
+        """
+        if self.messages:
+            prompt = self._prompt(self.messages, add_generation_prompt=False)
+            self.sequence.sync(prompt)
+            while self.sequence.n_pending:
+                self.sequence.engine.step([self.sequence])
+                yield len(prompt) - self.sequence.n_pending, len(prompt)
+
+    def _last_question(self) -> int:
+        last = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=None)
+        if last is None:
+            raise ArgumentError("conversation: there is no question yet")
+        return last
+
+    def _prompt(self, messages: list[Message], **variables: Any) -> list[int]:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        variables: dict[str, Any] = {"tools": self.tools}
         if self.thinking is not None:
             variables["enable_thinking"] = self.thinking
-        return self.model.chat_tokens([*system, *self.messages], **variables)
+        return self.model.chat_tokens([*system, *messages], tools=self.tools, **variables)
 
-    def _fit_prompt(self) -> list[int]:
-        """The prompt, without the oldest turns if they leave no room for an answer."""
+    def _fit(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
+        """The messages and their prompt, without the oldest turns if they leave no room for an answer."""
         n_ctx = self.sequence.engine.plan.n_ctx
         n_reserved = min(self.max_tokens, n_ctx // 4)
         self.n_dropped = 0
-        while True:
-            prompt = self._prompt()
-            if len(prompt) + n_reserved <= n_ctx:
-                return prompt
-            next_turn = next((i for i, m in enumerate(self.messages) if i > 0 and m["role"] == "user"), None)
+        while len(prompt := self._prompt(messages)) + n_reserved > n_ctx:
+            next_turn = next((i for i, m in enumerate(messages) if i > 0 and m["role"] == "user"), None)
             if self.overflow == "stop" or next_turn is None:
                 raise FullError(
                     f"context: {len(prompt)} tokens and {n_reserved} for the answer do not fit its {n_ctx} tokens"
                 )
-            del self.messages[:next_turn]
+            messages = messages[next_turn:]
             self.n_dropped += 1
+        return messages, prompt
 
-    def _answer(self, prompt: list[int]) -> Generator[Piece, None, None]:
+    def _answer(self, messages: list[Message]) -> Generator[Piece, None, None]:
+        self._is_cancelled = False
+        messages, prompt = self._fit(messages)
+        self.generation = generate(self.sequence, prompt, max_tokens=self.max_tokens, sampler=self.sampler)
+        self.messages = messages
+        if self._is_cancelled:
+            self.generation.cancel()
         opens = self.model.tokenizer.decode(prompt[-8:]).rstrip().endswith(OPEN)
         splitter = ThinkingSplitter(is_thinking=opens)
         parts: dict[bool, list[str]] = {False: [], True: []}
-        self.generation = generate(self.sequence, prompt, max_tokens=self.max_tokens, sampler=self.sampler)
-        if self._is_cancelled:
-            self.generation.cancel()
         try:
             for text in self.generation:
                 for piece in splitter.push(text):
@@ -187,6 +214,7 @@ class Conversation:
 
 
 def _read_record(path: Path) -> tuple[str | None, list[Message]]:
+    """The system message and the turns of a saved conversation."""
     try:
         record: Any = json.loads(path.read_bytes())
     except OSError as error:
@@ -201,7 +229,7 @@ def _read_record(path: Path) -> tuple[str | None, list[Message]]:
             record["format"] == FILE_FORMAT
             and isinstance(system, str | None)
             and all(isinstance(text, str) for text in texts)
-            and roles <= {"user", "assistant"}
+            and roles <= {"user", "assistant", "tool"}
             and all("content" in message for message in messages)
         ):
             return system, messages

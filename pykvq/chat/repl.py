@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from ..errors import PykvqError
+from ..engine import Sequence
+from ..errors import CancelledError, PykvqError
 from . import commands
-from .conversation import Conversation
+from .conversation import Conversation, Piece
 from .settings import Settings
 
 QUOTES = '"""'
 Interruptible = Callable[[Callable[[], None]], AbstractContextManager[None]]  # calls the function when Ctrl-C comes
 
 
+class Stoppable(Protocol):
+    """What `Console.busy` enters."""
+
+    def stop(self) -> None:
+        """The wait is over."""
+        ...
+
+
 class Console(Protocol):
     """What the loop needs of a terminal or of pipes."""
+
+    @property
+    def columns(self) -> int:
+        """How wide it is."""
+        ...
 
     def read(self, default: str = "", *, is_continued: bool = False) -> str:
         """A line. Raises EOFError at the end, KeyboardInterrupt after Ctrl-C."""
@@ -30,12 +44,25 @@ class Console(Protocol):
         """A line that is no part of an answer."""
         ...
 
+    def busy(self, describe: Callable[[], str | None]) -> AbstractContextManager[Stoppable]:
+        """Shows what takes so long, if it does, until it is stopped."""
+        ...
+
 
 class Repl:
-    """Reads messages and commands until the end of the input."""
+    """Reads messages and commands until the end of the input.
+
+    Args:
+        open_sequence: an empty sequence on the same model whose cache is of another KV type.
+    """
 
     def __init__(
-        self, conversation: Conversation, settings: Settings, console: Console, interruptible: Interruptible
+        self,
+        conversation: Conversation,
+        settings: Settings,
+        console: Console,
+        interruptible: Interruptible,
+        open_sequence: Callable[[str], Sequence],
     ) -> None:
         self.conversation = conversation
         self.settings = settings
@@ -44,6 +71,12 @@ class Repl:
         self.shows_thinking = True
         self._console = console
         self._interruptible = interruptible
+        self._open_sequence = open_sequence
+
+    @property
+    def columns(self) -> int:
+        """How wide the console is."""
+        return self._console.columns
 
     def run(self) -> None:
         """Until /exit or the end of the input."""
@@ -62,13 +95,13 @@ class Repl:
             except KeyboardInterrupt:
                 self._console.note("stopped")
 
-    def answer(self, question: str) -> None:
-        """Ask and show the answer. Ctrl-C ends the answer."""
-        pieces = self.conversation.ask(question)
+    def show(self, pieces: Generator[Piece, None, None]) -> None:
+        """Show an answer as it comes. Ctrl-C ends the answer."""
         ended = "\n"
         try:
-            with self._interruptible(self.conversation.cancel):
+            with self._interruptible(self.conversation.cancel), self._console.busy(self._reading) as busy:
                 for text, is_thinking in pieces:
+                    busy.stop()
                     if self.shows_thinking or not is_thinking:
                         self._console.write(text, is_thinking=is_thinking)
                         ended = text
@@ -85,10 +118,28 @@ class Repl:
         except (KeyboardInterrupt, EOFError):
             return ""
 
+    def switch_kv(self, kv: str) -> None:
+        """Go on with a cache of another KV type, which reads the conversation anew."""
+        conversation = self.conversation
+        sequence = self._open_sequence(kv)
+        conversation.sequence.engine.close()
+        conversation.sequence = sequence
+        try:
+            with self._interruptible(sequence.engine.cancel), self._console.busy(self._reading):
+                for _ in conversation.reread():
+                    pass
+        except CancelledError:
+            self._console.note("stopped; the next answer reads the rest")
+
+    def _reading(self) -> str | None:
+        n_pending = self.conversation.sequence.n_pending
+        return f"reading, {n_pending:,} tokens to go" if n_pending > 1 else None
+
     def _explain_end(self) -> None:
         conversation, generation = self.conversation, self.conversation.generation
         if conversation.n_dropped:
-            self._console.note(f"the context was full: {conversation.n_dropped} oldest turns were dropped")
+            turns = "turn was" if conversation.n_dropped == 1 else f"{conversation.n_dropped} turns were"
+            self._console.note(f"the context was full: the oldest {turns} dropped")
         if generation is None:
             return
         reason, n_ctx = generation.result.finish_reason, generation.plan.n_ctx
@@ -114,5 +165,5 @@ class Repl:
             for shown in commands.run(self, line):
                 self._console.note(shown)
         elif line.strip():
-            attached, self.attached = self.attached, ""
-            self.answer(attached + line)
+            self.show(self.conversation.ask(self.attached + line))
+            self.attached = ""  # not before: a question that does not fit may be asked again

@@ -7,42 +7,52 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import common
-from .common import DebugOption, ModelArgument
+from . import common, complete, options
 
 if TYPE_CHECKING:
     from ..engine import EngineOptions
     from ..results import Columns, Row
 
 
+EXAMPLES = """
+pykvq bench smollm2
+pykvq bench smollm2 --kv f16,kivi4 --depths 0,4096 --save speed.jsonl
+pykvq bench model.gguf --device cpu,cuda --format csv
+"""
+
+
 def bench(
-    model: ModelArgument,
-    kv: Annotated[str, typer.Option(help="Comma-separated KV types, or K/V pairs.")] = "f16",
-    kv_k: common.KVKOption = None,
-    kv_v: common.KVVOption = None,
-    kv_layers: common.KVLayersOption = None,
-    kv_sink: common.KVSinkOption = None,
-    kv_tail: common.KVTailOption = None,
+    model: options.Model,
+    kv: Annotated[
+        str, typer.Option(help="Comma-separated KV types, or K/V pairs.", autocompletion=complete.kv_type_lists)
+    ] = "f16",
+    kv_k: options.KVK = None,
+    kv_v: options.KVV = None,
+    kv_layers: options.KVLayers = None,
+    kv_sink: options.KVSink = None,
+    kv_tail: options.KVTail = None,
     n_prompt: Annotated[int, typer.Option("--n-prompt", "-p", min=0, help="Tokens of a prefill; 0: none.")] = 512,
     n_gen: Annotated[int, typer.Option("--n-gen", "-n", min=0, help="Tokens of a decode; 0: none.")] = 64,
     depths: Annotated[str, typer.Option("--depths", "-d", help="Tokens in the cache before.")] = "0",
     seqs: Annotated[str, typer.Option(help="Sequences that are decoded together.")] = "1",
-    batch: Annotated[int, typer.Option(min=1, help="Most tokens in one step.")] = 512,
+    batch: options.Batch = 512,
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, help="Of each test.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 1,
-    threads: common.ThreadsOption = None,
+    threads: options.Threads = None,
     device: Annotated[str, typer.Option(help="Comma-separated devices.")] = "cpu",
     exact: Annotated[bool, typer.Option("--exact", help="Float weights and activations, as `eval` uses.")] = False,
-    save: common.SaveOption = None,
-    output: Annotated[str, typer.Option("--output", "-o", help=f"{', '.join(common.OUTPUTS)}.")] = "md",
-    debug: DebugOption = False,
+    save: options.Save = None,
+    format: Annotated[
+        str, typer.Option(help=f"{', '.join(common.FORMATS)}.", autocompletion=lambda: common.FORMATS)
+    ] = "md",
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Time prefill and decode; show them beside the bytes they move and the memory bandwidth of this machine.
 
     Columns and names are those of llama-bench where it has them; t/s is the median, with least and greatest.
     """
-    if output not in common.OUTPUTS:
-        raise typer.BadParameter(f"--output {output}: expected one of {', '.join(common.OUTPUTS)}")
+    common.choose(format, common.FORMATS, "--format")
     if not n_prompt and not n_gen:
         raise typer.BadParameter("--n-prompt 0 --n-gen 0: nothing to time")
     at, counts = sorted(set(common.numbers(depths, int, "--depths"))), common.numbers(seqs, int, "--seqs")
@@ -53,7 +63,7 @@ def bench(
     from ..bench import Sweep, Test
     from ..results import ResultFile
 
-    options: EngineOptions = {
+    settings: EngineOptions = {
         "threads": threads,
         "exact": exact,
         "kv_k": kv_k,
@@ -65,7 +75,7 @@ def bench(
     n_errors = 0
     file = ResultFile(save)
     with Model.open(common.fetch(model)) as opened, common.Bar() as bar, common.keep_finished(file):
-        sweep = Sweep(opened, batch=batch, options=options, file=file, progress=bar.show)
+        sweep = Sweep(opened, batch=batch, options=settings, file=file, progress=bar.show)
 
         def rows() -> Iterator[Row]:
             for place in device.split(","):
@@ -75,7 +85,7 @@ def bench(
                         bar.title = f"{name} on {place}"
                         yield from sweep.rows(name, place, test)
 
-        n_errors = common.print_rows(rows(), _columns(), output)
+        n_errors = common.print_rows(rows(), _columns(), "jsonl" if json else format)
     if n_errors:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""What the verbs share: options, reading text, fetching models with a progress bar, Ctrl-C."""
+"""What the verbs share: reading text, fetching models, progress, Ctrl-C, tables."""
 
 from __future__ import annotations
 
@@ -9,46 +9,19 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
 
 from ..errors import ArgumentError, FileError, FormatError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..model import Model
     from ..results import Columns, ResultFile, Row
-
-debug = False  # show tracebacks
-
-
-def _set_debug(value: bool) -> None:
-    global debug
-    debug = value
-
-
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A GGUF file, a name of `pykvq models`, or hf:owner/repo/file.gguf.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback after an error.", callback=_set_debug)]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Default: the cores this process may use.", show_default=False)
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="Where to compute.")]
-KVOption = Annotated[str | None, typer.Option("--kv", help="KV type of the cache, or K/V; default: f16.")]
-KVTypesOption = Annotated[
-    str | None,
-    typer.Option("--kv", help="Comma-separated KV types, or K/V pairs.  [default: all types]", show_default=False),
-]
-KVKOption = Annotated[str | None, typer.Option("--kv-k", help="KV type of the keys, if it differs.")]
-KVVOption = Annotated[str | None, typer.Option("--kv-v", help="KV type of the values, if it differs.")]
-KVLayersOption = Annotated[str | None, typer.Option("--kv-layers", help="Exceptions by layer: '0-1,-1:TYPE,4:TYPE'.")]
-KVSinkOption = Annotated[int | None, typer.Option("--kv-sink", min=0, help="First tokens that stay in f16.")]
-KVTailOption = Annotated[int | None, typer.Option("--kv-tail", min=0, help="Newest tokens that stay in f16.")]
-SaveOption = Annotated[
-    Path | None, typer.Option("--save", help="A file of JSON lines that keeps rows; what it has is not measured again.")
-]
 
 
 def decode(data: bytes, source: str) -> str:
@@ -73,6 +46,47 @@ def read_file(path: Path) -> str:
     return decode(data, str(path))
 
 
+def use_template(model: Model, name: str | None) -> None:
+    """Let a model use another chat template: a jinja file, or a built-in one."""
+    from ..chat_template import ChatTemplate, special_tokens
+
+    if name is None:
+        return
+    if name.endswith((".jinja", ".j2")) or "/" in name or Path(name).is_file():
+        model.chat_template = ChatTemplate(read_file(Path(name)), special_tokens(model.tokenizer))
+    else:
+        model.chat_template = ChatTemplate.named(name, model.tokenizer)
+
+
+def describe_template(model: Model) -> str | None:
+    """Which built-in chat template was chosen, if one was."""
+    template = model.chat_template
+    if template is None or template.fallback is None or model.tokenizer.chat_template is not None:
+        return None
+    return f"the file has no chat template; going by its vocabulary, {template.fallback} is used"
+
+
+def read_tools(path: Path | None) -> list[dict[str, Any]] | None:
+    """A list of functions as JSON schemas; those that stand bare are wrapped as templates expect them."""
+    if path is None:
+        return None
+    from json import loads
+
+    try:
+        tools: Any = loads(read_file(path))
+    except ValueError as error:
+        raise FormatError(f"{path}: not JSON ({error})") from None
+    if not isinstance(tools, list):
+        raise FormatError(f"{path}: not a JSON list of functions")
+    functions: list[dict[str, Any]] = []
+    for i, tool in enumerate(cast("list[Any]", tools)):
+        function = cast("dict[str, Any]", tool).get("function", tool) if isinstance(tool, dict) else tool
+        if not isinstance(function, dict) or "name" not in function:
+            raise FormatError(f'{path}: tool {i} is no function; expected {{"name": ..., "parameters": {{...}}}}')
+        functions.append(cast("dict[str, Any]", function))
+    return [{"type": "function", "function": function} for function in functions]
+
+
 def read_standard_input(purpose: str) -> str:
     """All of standard input, which must not be a terminal."""
     if sys.stdin.isatty():
@@ -81,25 +95,11 @@ def read_standard_input(purpose: str) -> str:
 
 
 def fetch(model: str, *, verify: bool = False) -> str:
-    """The path of a model, downloaded first if need be, with a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
+    """The path of a model, downloaded first if need be, with a progress bar."""
     from .. import registry
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-    task = bar.add_task(f"fetching {model}")
-
-    def show(n_done: int, n_total: int) -> None:
-        bar.start()  # not before there is something to show
-        bar.update(task, completed=n_done, total=n_total)
-
-    try:
-        return registry.pull(model, show) if verify else registry.locate(model, show)
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+    with Bar(f"fetching {model}", is_bytes=True) as bar:
+        return registry.pull(model, bar.show) if verify else registry.locate(model, bar.show)
 
 
 @contextmanager
@@ -130,6 +130,16 @@ def on_interrupt(action: Callable[[], None]) -> Generator[None, None, None]:
         writer.close()
         thread.join()
         reader.close()
+
+
+def choose(value: str, choices: Iterable[str], option: str) -> str:
+    """A value that must be one of a few; a wrong one names the nearest."""
+    known = list(choices)
+    if value in known:
+        return value
+    near = get_close_matches(value, known, 1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise typer.BadParameter(f"{option} {value}: {meant}expected one of {', '.join(known)}")
 
 
 def mib(n_bytes: float) -> str:
@@ -169,31 +179,36 @@ def memory(text: str) -> int:
 
 
 class Bar:
-    """A progress bar on standard error, from the first time there is something to show. A context manager."""
+    """A progress bar on standard error, if that is a terminal, from the first thing to show on. A context manager."""
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task: Any = None
-        self.title = ""
+    def __init__(self, title: str = "", *, is_bytes: bool = False) -> None:
+        self.title = title
+        self._is_bytes = is_bytes
+        self._progress: Progress | None = None  # made when needed: rich takes a moment to import
 
     def show(self, n_done: int, n_total: int) -> None:
         """So much is done."""
-        if self._task is None:
-            self._task = self._progress.add_task(self.title)
+        if self._progress is None:
+            self._progress = _progress(self._is_bytes)
+            self._progress.add_task(self.title)
             self._progress.start()
-        self._progress.update(self._task, completed=n_done, total=n_total, description=self.title)
+        self._progress.update(self._progress.task_ids[0], completed=n_done, total=n_total, description=self.title)
 
     def __enter__(self) -> Bar:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._progress.live.is_started:
+        if self._progress is not None:
             self._progress.stop()
+
+
+def _progress(is_bytes: bool) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    count = DownloadColumn() if is_bytes else TaskProgressColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 @contextmanager
@@ -207,10 +222,10 @@ def keep_finished(file: ResultFile) -> Generator[None, None, None]:
         raise typer.Exit(130) from None
 
 
-OUTPUTS = ("md", "csv", "json", "jsonl")
+FORMATS = ("md", "csv", "json", "jsonl")
 
 
-def print_rows(rows: Iterable[Row], columns: Columns, output: str) -> int:
+def print_rows(rows: Iterable[Row], columns: Columns, format: str) -> int:
     """Print rows, a JSON line as each comes, or all at the end, even if that comes early; how many were errors."""
     from json import dumps
 
@@ -225,13 +240,13 @@ def print_rows(rows: Iterable[Row], columns: Columns, output: str) -> int:
                 print(f"pykvq: {row['kv']}: {row['error']}", file=sys.stderr)
             else:
                 good.append(row)
-            if output == "jsonl":
+            if format == "jsonl":
                 print(dumps(row), flush=True)
     finally:
-        if output == "json":
+        if format == "json":
             print(dumps(good, indent=1))
-        elif output == "csv":
+        elif format == "csv":
             print(comma_separated(good), end="")
-        elif output == "md" and good:
+        elif format == "md" and good:
             print(markdown(cells(columns, good)))
     return n_errors

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import common
-from .common import DebugOption, mib
+from . import common, options
+from .common import mib
+
+EXAMPLES = """
+pykvq convert SmolLM2-135M-Instruct -o smollm2-f16.gguf
+pykvq convert hf:Qwen/Qwen2.5-0.5B-Instruct -o qwen.gguf --type q8_0
+"""
+
+
+def _complete(incomplete: str) -> list[str]:
+    from ..convert import TYPES
+
+    return [name for name in TYPES if name.startswith(incomplete)]
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="DIR|hf:owner/repo", help="A folder with config.json and weights.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    kind: Annotated[str, typer.Option("--type", help="Of the matrices: f16, bf16, f32 or q8_0.")] = "f16",
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.", show_default=False)] = None,
-    debug: DebugOption = False,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="DIR|hf:owner/repo", help="A folder with config.json and weights.", show_default=False),
+    ],
+    output: options.Output,
+    type: Annotated[
+        str, typer.Option(help="Of the matrices: f16, bf16, f32 or q8_0.", autocompletion=_complete)
+    ] = "f16",
+    force: options.Force = False,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Convert a Hugging Face checkpoint to GGUF, and check the result against the original's tokenizer."""
+    from ..convert import TYPES
     from ..convert import convert as run
 
-    with common.Bar() as bar:
-        bar.title = "converting"
-        done = run(source, output, kind.lower(), force=force, threads=threads, progress=bar.show)
+    common.choose(type.lower(), TYPES, "--type")
+
+    with common.Bar("converting", is_bytes=True) as bar:
+        done = run(source, output, type.lower(), force=force, threads=threads, progress=bar.show)
+    if json:
+        from dataclasses import asdict
+        from json import dumps
+
+        print(dumps(asdict(done), default=str))
+        return
     print(f"{done.path}: {done.architecture}, {done.n_params:,} parameters, {mib(done.n_bytes)}")
     print(f"checked: {done.n_tensors} tensors read back, {done.n_checked_tokens} tokens as the original's")

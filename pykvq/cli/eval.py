@@ -8,42 +8,46 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from . import common
-from .common import DebugOption, ModelArgument
+from . import common, options
 
 if TYPE_CHECKING:
     from ..results import Columns
 
+EXAMPLES = """
+pykvq eval smollm2 --kv kivi4,tier2  # divergence from f16
+pykvq eval smollm2 --text book.txt --save quality.jsonl
+pykvq eval model.gguf --task needle,turns --lengths 4096
+"""
 _TASKS = ("divergence", "needle", "multikey", "tracking", "turns", "tool")
 
 
 def evaluate(
-    model: ModelArgument,
+    model: options.Model,
     task: Annotated[str, Option(help=f"Comma-separated: {', '.join(_TASKS)}.")] = "divergence",
-    kv: common.KVTypesOption = None,
-    kv_k: common.KVKOption = None,
-    kv_v: common.KVVOption = None,
-    kv_layers: common.KVLayersOption = None,
-    kv_sink: common.KVSinkOption = None,
-    kv_tail: common.KVTailOption = None,
+    kv: options.KVTypes = None,
+    kv_k: options.KVK = None,
+    kv_v: options.KVV = None,
+    kv_layers: options.KVLayers = None,
+    kv_sink: options.KVSink = None,
+    kv_tail: options.KVTail = None,
     text: Annotated[Path | None, Option(help="A text file; default: the help topics that come with Python.")] = None,
     ctx: Annotated[int, Option(min=2, help="Tokens of a window of the text.")] = 2048,
     chunks: Annotated[int, Option(min=1, help="Windows of the text, from its start.")] = 4,
     last: Annotated[
         int | None, Option(min=2, help="Score the last N tokens of each window, not its second half.")
     ] = None,
-    batch: Annotated[int, Option(min=1, help="Tokens fed in one step.")] = 512,
+    batch: options.Batch = 512,
     one_at_a_time: Annotated[bool, Option("--one-at-a-time", help="The same as --batch 1.")] = False,
     lengths: Annotated[str, Option(help="Of the contexts of the other tasks, tokens.")] = "1024,2048",
     depths: Annotated[str, Option(help="Where the other tasks hide what they ask for.")] = "0,0.25,0.5,0.75,1",
     samples: Annotated[int, Option(min=1, help="Questions for each length and depth.")] = 4,
     seed: Annotated[int, Option(help="Of those questions.")] = 1,
     fast: Annotated[bool, Option("--fast", help="Round activations to int8, as `generate` does.")] = False,
-    threads: common.ThreadsOption = None,
-    device: common.DeviceOption = "cpu",
-    save: common.SaveOption = None,
-    json: Annotated[bool, Option("--json", help="Print one JSON object per row.")] = False,
-    debug: DebugOption = False,
+    threads: options.Threads = None,
+    device: options.Device = "cpu",
+    save: options.Save = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Measure what KV types cost in quality, against an f16 cache on the same text.
 
@@ -51,8 +55,7 @@ def evaluate(
     """
     wanted = task.split(",")
     for name in wanted:
-        if name not in _TASKS:
-            raise typer.BadParameter(f"--task {name}: expected some of {', '.join(_TASKS)}")
+        common.choose(name, _TASKS, "--task")
     sizes, places = common.numbers(lengths, int, "--lengths"), common.numbers(depths, float, "--depths")
     content = common.read_file(text) if text else _help_topics()
 

@@ -10,64 +10,81 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from . import common
-from .common import DebugOption, JsonOption, ModelArgument, mib
+from . import common, options
+from .common import mib
 
 if TYPE_CHECKING:
     from ..generate import Generation
     from ..model import Model
 
-Template = Option(
-    "--chat/--raw",
-    help="Answer the prompt by the model's chat template, or continue it as it is; default: --chat if there is one.",
-)
-Context = Option(
-    min=1,
-    help="Most tokens of prompt and answer; default: as many as they need, at least 4096, at most as trained.",
-)
+EXAMPLES = """
+pykvq generate smollm2 -p "Why is the sky blue?"
+pykvq generate smollm2 --raw -p "Once upon a time" -n 100 --temp 0.8
+pykvq generate smollm2 --file notes.txt --system "Summarize in one sentence." --kv tier2
+git diff | pykvq generate model.gguf --kv kivi4 --ctx 32768 --json
+"""
 
 
 def generate(
-    model: ModelArgument,
+    model: options.Model,
     prompt: Annotated[str | None, Option("--prompt", "-p", help="The prompt.")] = None,
     file: Annotated[Path | None, Option("--file", "-f", help="A file with the prompt.")] = None,
-    chat: Annotated[bool | None, Template] = None,
-    system: Annotated[str | None, Option(help="System message of the chat.")] = None,
+    chat: Annotated[
+        bool | None,
+        Option(
+            "--chat/--raw",
+            help="Answer the prompt by the model's chat template, or continue it as it is; "
+            "default: --chat if the file has a template.",
+        ),
+    ] = None,
+    system: options.System = None,
+    template: options.Template = None,
+    tools: options.Tools = None,
+    think: options.Thinking = None,
     max_tokens: Annotated[int, Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")] = 512,
     stop: Annotated[list[str] | None, Option(help="Stop before this text; may be repeated.")] = None,
     ignore_eos: Annotated[bool, Option("--ignore-eos", help="Go on after the model's end token.")] = False,
-    temp: Annotated[float, Option(help="Temperature; 0: always the likeliest token.")] = 0.2,
-    top_k: Annotated[int, Option(help="Keep the k likeliest tokens; 0: off.")] = 40,
-    top_p: Annotated[float, Option(help="Keep the likeliest tokens of this total probability; 1: off.")] = 0.95,
-    min_p: Annotated[
-        float, Option(help="Drop tokens below this part of the likeliest one's probability; 0: off.")
-    ] = 0.05,
-    seed: Annotated[int | None, Option(help="Of the random numbers; default: drawn, and printed at the end.")] = None,
-    ctx: Annotated[int | None, Context] = None,
-    threads: Annotated[int | None, Option(min=1, help="Default: the cores this process may use.")] = None,
-    device: Annotated[str, Option(help="Where to compute.")] = "cpu",
-    kv: common.KVOption = None,
-    kv_k: common.KVKOption = None,
-    kv_v: common.KVVOption = None,
-    kv_layers: common.KVLayersOption = None,
-    kv_sink: common.KVSinkOption = None,
-    kv_tail: common.KVTailOption = None,
-    json: JsonOption = False,
+    temp: options.Temp = 0.2,
+    top_k: options.TopK = 40,
+    top_p: options.TopP = 0.95,
+    min_p: options.MinP = 0.05,
+    seed: options.Seed = None,
+    ctx: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Most tokens of prompt and answer; default: as many as they need, at least 4096, at most as trained.",
+        ),
+    ] = None,
+    threads: options.Threads = None,
+    device: options.Device = "cpu",
+    kv: options.KV = None,
+    kv_k: options.KVK = None,
+    kv_v: options.KVV = None,
+    kv_layers: options.KVLayers = None,
+    kv_sink: options.KVSink = None,
+    kv_tail: options.KVTail = None,
+    json: options.Json = False,
     verbose: Annotated[bool, Option("--verbose", "-v", help="Show the memory plan before the answer.")] = False,
-    debug: DebugOption = False,
+    debug: options.Debug = False,
 ) -> None:
     """Stream the answer to a prompt: from --prompt, --file, or standard input.
 
     The text goes to standard output; the last line, with speed and memory, to standard error.
     """
     text = _read_prompt(prompt, file)
-    if system is not None and chat is False:
-        raise typer.BadParameter("--system needs the chat template, --raw switches it off")
+    is_asked = {"--system": system, "--template": template, "--tools": tools, "--think": think}
+    for name, value in is_asked.items():
+        if value is not None and chat is False:
+            raise typer.BadParameter(f"{name} needs the chat template, --raw switches it off")
+    chat = True if any(value is not None for value in is_asked.values()) else chat
 
     import pykvq
 
     with pykvq.Model.open(common.fetch(model)) as opened:
-        tokens = _prompt_tokens(opened, text, chat, system)
+        common.use_template(opened, template)
+        variables = {} if think is None else {"enable_thinking": think}
+        tokens = _prompt_tokens(opened, text, chat, system, tools=common.read_tools(tools), **variables)
         with pykvq.generate(
             opened,
             tokens,
@@ -112,12 +129,14 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     return text
 
 
-def _prompt_tokens(model: Model, text: str, chat: bool | None, system: str | None) -> list[int]:
+def _prompt_tokens(model: Model, text: str, chat: bool | None, system: str | None, **variables: Any) -> list[int]:
     template = model.chat_template
-    if chat or system is not None or (chat is None and template is not None and template.fallback is None):
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        return model.chat_tokens([*messages, {"role": "user", "content": text}])
-    return model.tokenizer.encode(text, parse_special=True)
+    if chat is False or (chat is None and (template is None or template.fallback is not None)):
+        return model.tokenizer.encode(text, parse_special=True)
+    if note := common.describe_template(model):
+        print(note, file=sys.stderr)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    return model.chat_tokens([*messages, {"role": "user", "content": text}], **variables)
 
 
 def _stream(generation: Generation, quiet: bool) -> None:

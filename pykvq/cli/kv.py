@@ -6,24 +6,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import common
-from .common import DebugOption
+from . import common, complete, options
 
 if TYPE_CHECKING:
     from ..kv import KVType
     from ..model import Model
     from ..results import Columns
 
+EXAMPLES = """
+pykvq kv  # every KV type
+pykvq kv smollm2 --memory 1GiB  # bytes per token of this model, the longest context in a memory
+"""
 _HEAD_DIM = 128  # if no model says otherwise
 
 
 def kv(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Show bytes per token of this model.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Show bytes per token of this model.",
+            autocompletion=complete.models,
+            show_default=False,
+        ),
     ] = None,
     memory: Annotated[str | None, typer.Option(help="Show the longest context that fits, e.g. 8GiB.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per type.")] = False,
-    debug: DebugOption = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """List the KV types: bits per element, bytes per token of a model, the longest context, when to use which."""
     if memory is not None and model is None:

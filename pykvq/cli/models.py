@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from .common import DebugOption, JsonOption, mib
+from . import options
+from .common import mib
+
+EXAMPLES = """
+pykvq models  # names, sizes, and which are here
+pykvq models --json
+"""
 
 
-def models(json: JsonOption = False, debug: DebugOption = False) -> None:
+def models(json: options.Json = False, debug: options.Debug = False) -> None:
     """List the models that can be used by name."""
     from ..registry import entries
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import common
-from .common import DebugOption, ModelArgument, mib
+from . import common, options
+from .common import mib
 
 if TYPE_CHECKING:
     from ..engine import EngineOptions
@@ -15,22 +15,28 @@ if TYPE_CHECKING:
     from ..results import Columns
 
 
+EXAMPLES = """
+pykvq plan smollm2 --ctx 8192
+pykvq plan model.gguf --kv kivi4,tier2 --memory 8GiB  # what fits
+"""
+
+
 def plan(
-    model: ModelArgument,
-    kv: common.KVTypesOption = None,
-    kv_k: common.KVKOption = None,
-    kv_v: common.KVVOption = None,
-    kv_layers: common.KVLayersOption = None,
-    kv_sink: common.KVSinkOption = None,
-    kv_tail: common.KVTailOption = None,
+    model: options.Model,
+    kv: options.KVTypes = None,
+    kv_k: options.KVK = None,
+    kv_v: options.KVV = None,
+    kv_layers: options.KVLayers = None,
+    kv_sink: options.KVSink = None,
+    kv_tail: options.KVTail = None,
     ctx: Annotated[int | None, typer.Option(min=1, help="Most tokens of one sequence.", show_default=False)] = None,
     seqs: Annotated[int, typer.Option(min=1, help="Sequences that have their full context at once.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Most tokens in one step.")] = 512,
+    batch: options.Batch = 512,
     memory: Annotated[str | None, typer.Option(help="Show what fits, e.g. 8GiB.")] = None,
-    threads: common.ThreadsOption = None,
-    device: common.DeviceOption = "cpu",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per type.")] = False,
-    debug: DebugOption = False,
+    threads: options.Threads = None,
+    device: options.Device = "cpu",
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Show the memory that a model takes with each KV type: what the engine would allocate, computed by its own code.
 
@@ -40,7 +46,7 @@ def plan(
 
     from .. import Model
 
-    options: EngineOptions = {
+    settings: EngineOptions = {
         "ctx": ctx,
         "seqs": seqs,
         "batch": batch,
@@ -53,20 +59,20 @@ def plan(
         "kv_tail": kv_tail,
     }
     with Model.open(common.fetch(model)) as opened:
-        rows = [_row(opened, {**options, "kv": name}, n_bytes) for name in common.kv_names(kv)]
+        rows = [_row(opened, {**settings, "kv": name}, n_bytes) for name in common.kv_names(kv)]
     common.print_rows(rows, _columns(memory), "jsonl" if json else "md")
 
 
-def _row(model: Model, options: EngineOptions, memory: int | None) -> dict[str, Any]:
+def _row(model: Model, settings: EngineOptions, memory: int | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     from ..capacity import largest_batch, longest_context
     from ..engine import plan
 
-    row: dict[str, Any] = {"kv": options.get("kv"), **asdict(plan(model, **options))}
+    row: dict[str, Any] = {"kv": settings.get("kv"), **asdict(plan(model, **settings))}
     if memory is not None:
-        row["longest_context"] = longest_context(model, memory, options)
-        row["largest_batch"] = largest_batch(model, memory, options)
+        row["longest_context"] = longest_context(model, memory, settings)
+        row["largest_batch"] = largest_batch(model, memory, settings)
     return row
 
 

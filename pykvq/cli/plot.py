@@ -7,21 +7,38 @@ from typing import Annotated
 
 import typer
 
-from .common import DebugOption
+from . import common, options
+
+EXAMPLES = """
+pykvq eval smollm2 --save quality.jsonl
+pykvq plot quality.jsonl --output pictures
+"""
+_FORMATS = ("svg", "png", "pdf")
 
 
 def plot(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What --save of `eval` and `bench` wrote.")],
-    folder: Annotated[Path, typer.Option("--out", help="Where the pictures go.")] = Path(),
-    suffix: Annotated[str, typer.Option("--format", help="svg, png or pdf.")] = "svg",
-    debug: DebugOption = False,
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="What --save of `eval` and `bench` wrote.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the pictures.")] = Path(),
+    format: Annotated[str, typer.Option(help=f"{', '.join(_FORMATS)}.", autocompletion=lambda: _FORMATS)] = "svg",
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
-    """Draw quality against bits, speed and memory against context, and needle maps. Needs pip install 'pykvq[plot]'."""
-    if suffix not in ("svg", "png", "pdf"):
-        raise typer.BadParameter(f"--format {suffix}: expected svg, png or pdf")
+    """Draw quality against bits, speed and memory against context, and needle maps.
+
+    Needs pip install 'pykvq\\[plot]'.
+    """
+    common.choose(format, _FORMATS, "--format")
 
     from ..plots import plot as draw
     from ..results import read_rows
 
-    for path in draw([row for file in files for row in read_rows(file)], folder, suffix):
-        print(path)
+    paths = draw([row for file in files for row in read_rows(file)], output, format)
+    if json:
+        from json import dumps
+
+        print(dumps({"files": [str(path) for path in paths]}))
+    else:
+        print(*paths, sep="\n")

@@ -7,36 +7,49 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import common
-from .common import DebugOption, JsonOption, ModelArgument, mib
+from . import common, options
+from .common import mib
 
 if TYPE_CHECKING:
     from ..quantize import QuantizedTensor
 
+EXAMPLES = """
+pykvq quantize model-f16.gguf Q4_K_M -o model-q4.gguf
+pykvq quantize model-f16.gguf Q2_K --imatrix model.imatrix -o model-q2.gguf
+"""
 _TYPES = "Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q5_0, Q5_1, Q4_K_M, Q4_K_S, Q4_0, Q4_1, IQ4_NL, Q3_K_M, Q2_K, F16, BF16 or F32"
 
 
+def _complete(incomplete: str) -> list[str]:
+    from ..quantize import MIXES
+
+    return [name for name in MIXES if name.startswith(incomplete.upper())]
+
+
 def quantize(
-    source: ModelArgument,
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
-    mix: Annotated[str, typer.Argument(metavar="TYPE", help=f"{_TYPES}.")],
+    source: options.Model,
+    type: Annotated[
+        str, typer.Argument(metavar="TYPE", help=f"{_TYPES}.", autocompletion=_complete, show_default=False)
+    ],
+    output: options.Output,
     imatrix: Annotated[Path | None, typer.Option(help="Importance matrix, from `pykvq imatrix`.")] = None,
     requantize: Annotated[bool, typer.Option("--requantize", help="Take what is quantized already.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.", show_default=False)] = None,
-    json: JsonOption = False,
-    debug: DebugOption = False,
+    force: options.Force = False,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Write a copy of a model with its matrices in fewer bits; show the error of each."""
     from ..imatrix import ImportanceMatrix
+    from ..quantize import MIXES
     from ..quantize import quantize as run
 
+    common.choose(type.upper(), MIXES, "TYPE")
+
     matrix = ImportanceMatrix.open(imatrix) if imatrix else None
+    path = common.fetch(source)
     tensors: list[QuantizedTensor] = []
-    work = run(
-        common.fetch(source), target, mix.upper(), imatrix=matrix, requantize=requantize, force=force, threads=threads
-    )
-    for tensor in work:
+    for tensor in run(path, output, type.upper(), imatrix=matrix, requantize=requantize, force=force, threads=threads):
         tensors.append(tensor)
         if not json:
             print(_line(tensor), flush=True)
@@ -44,9 +57,9 @@ def quantize(
     if json:
         from json import dumps
 
-        print(dumps({"file": str(target), "n_bytes": n_new, "tensors": [_record(tensor) for tensor in tensors]}))
+        print(dumps({"path": str(output), "n_bytes": n_new, "tensors": [_record(tensor) for tensor in tensors]}))
     else:
-        print(f"{target}: {mib(n_old)} -> {mib(n_new)}")
+        print(f"{output}: {mib(n_old)} -> {mib(n_new)}")
 
 
 def _line(tensor: QuantizedTensor) -> str:

@@ -1,13 +1,10 @@
 """`pykvq chat` as a user runs it: through pipes, and in a real terminal with its keys sent and its screen read."""
 
+import json
 import os
-import shlex
-import shutil
+import re
 import subprocess
 import sys
-import time
-
-import pytest
 
 
 def environment(cache):
@@ -32,7 +29,7 @@ def test_every_line_is_answered_and_notes_stand_apart(tiny_llama, tmp_path):
     assert code == 0
     assert out
     assert "layers" not in out
-    assert "0-1      f16      f16" in err
+    assert "0-1      f16       f16" in err
     assert "user: one" in err
     assert "user: two\nlines" in err
 
@@ -89,6 +86,96 @@ def test_saved_loaded_after_a_restart_and_read(tiny_llama, tmp_path):
     assert "never" not in err
 
 
+def test_nothing_is_overwritten_that_is_no_conversation(tiny_llama, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    _, _, err = talk(tiny_llama, ["one", "/save notes", "/save talk", "/save talk"], tmp_path)
+    assert "notes: not a saved conversation" in err
+    assert err.count("saved 2 messages to talk") == 2
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_a_cache_of_another_type_reads_the_conversation_anew(tiny_llama, tmp_path):
+    lines = ["x" * 300, "/kv kivi2", "/kv nonsense", "two", "/stats", "/kv"]
+    code, _, err = talk(tiny_llama, lines, tmp_path)
+    assert code == 0
+    assert "the cache is kivi2 from here on" in err
+    assert err.count("0-1      kivi2     kivi2") == 2
+    assert "KV type 'nonsense'" in err
+    assert re.search(r"prompt: \d+ tokens, 3\d\d of them from the cache", err)
+
+
+def test_an_edit_that_does_not_fit_loses_nothing(tiny_llama, tmp_path):
+    lines = ["one", "/edit " + "x" * 600, "/show messages"]
+    code, _, err = talk(tiny_llama, lines, tmp_path, "--ctx", "128")
+    assert code == 0
+    assert "do not fit its 128 tokens" in err
+    assert "user: one" in err
+    assert "assistant: " in err
+
+
+def test_tools_and_thinking_reach_the_template(tmp_path):
+    from conftest import write_llama
+
+    source = "{{ tools | tojson if tools }}{{ enable_thinking }}{{ messages[-1].role }}{{ raise_exception(0) }}"
+    model = write_llama(tmp_path / "model.gguf", template=source.replace("raise_exception(0)", "messages[-1].content"))
+    (tmp_path / "tools.json").write_text(json.dumps([{"name": "weather", "parameters": {}}]))
+    lines = ["one", "/think on", "/tool 7", "/show messages", "/tool"]
+    code, _, err = talk(model, lines, tmp_path, "--tools", "tools.json", "--no-think")
+    assert code == 0
+    assert "thinking: on, shown" in err
+    assert "tool: 7" in err
+    assert "/tool: expected the result" in err
+    for text, words in (("{", "not JSON"), ("{}", "not a JSON list"), ("[1]", "tool 0 is no function")):
+        (tmp_path / "tools.json").write_text(text)
+        code, _, err = talk(model, [], tmp_path, "--tools", "tools.json")
+        assert code == 1
+        assert f"tools.json: {words}" in err
+
+
+def test_a_template_that_raises_is_a_sentence(tmp_path):
+    from conftest import write_llama
+
+    model = write_llama(tmp_path / "model.gguf", template="{{ raise_exception('roles must alternate') }}")
+    code, out, err = talk(model, ["one", "/show messages"], tmp_path)
+    assert (code, out) == (0, "")
+    assert err == "chat template: roles must alternate\n"
+
+
+def test_a_built_in_template_is_named(tiny_llama_without_template, tiny_llama, tmp_path):
+    from conftest import write_llama
+
+    special = ["<u>", "<start_of_turn>", "<end_of_turn>"]
+    model = write_llama(tmp_path / "model.gguf", template=None, special=special)
+    code, _, err = talk(model, [], tmp_path)
+    assert (code, err) == (0, "the file has no chat template; going by its vocabulary, gemma is used\n")
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
+    for model, template in ((tiny_llama_without_template, "chatml"), (tiny_llama, "own.jinja")):
+        code, _, err = talk(model, ["/show template"], tmp_path, "--template", template)
+        assert (code, "messages" in err, "no chat template" in err) == (0, True, False)
+    code, _, err = talk(tiny_llama, ["one"], tmp_path, "--template", "chatlm")
+    assert code == 1
+    assert "expected one of llama3" in err
+
+
+def test_a_reader_that_goes_away(talkative_llama, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pykvq", "chat", str(talkative_llama), "-n", "1000000", "--ctx", "100000"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(tmp_path),
+        cwd=tmp_path,
+    )
+    process.stdin.write(b"one\n")
+    process.stdin.flush()
+    process.stdout.read(1)
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert b"Traceback" not in err
+
+
 def test_wrong_usage(tiny_llama, tiny_llama_without_template, tmp_path):
     assert talk(tiny_llama, [], tmp_path, "--overflow", "explode")[0] == 2
     code, _, err = talk(tiny_llama_without_template, ["one"], tmp_path)
@@ -97,89 +184,87 @@ def test_wrong_usage(tiny_llama, tiny_llama_without_template, tmp_path):
     assert "Traceback" not in err
 
 
-class Terminal:
-    """A tmux session of its own server."""
-
-    def __init__(self, folder, model, *options, columns=100):
-        self._tmux = ["tmux", "-S", str(folder / "tmux"), "-f", "/dev/null"]
-        variables = [f"{name}={os.environ[name]}" for name in ("PYTHONPATH",) if name in os.environ]
-        command = [sys.executable, "-m", "pykvq", "chat", str(model), "--temp", "0", *map(str, options)]
-        line = shlex.join(["env", *variables, f"PYKVQ_CACHE={folder}", *command]) + "; echo ended with $?; sleep 60"
-        subprocess.run([*self._tmux, "new-session", "-d", "-x", str(columns), "-y", "30", line], check=True, cwd=folder)
-
-    def send(self, *keys):
-        subprocess.run([*self._tmux, "send-keys", *keys], check=True)
-
-    def screen(self):
-        return subprocess.run(
-            [*self._tmux, "capture-pane", "-p"], check=True, capture_output=True, encoding="utf-8"
-        ).stdout
-
-    def expect(self, text, seconds=60, *, gone=False):
-        end = time.monotonic() + seconds
-        while (text in self.screen()) is gone:
-            assert time.monotonic() < end, f"{text!r}, gone: {gone}, is awaited:\n{self.screen()}"
-            time.sleep(0.1)
-
-    def close(self):
-        subprocess.run([*self._tmux, "kill-server"], check=False)
+# ---- in a terminal ----
 
 
-@pytest.fixture
-def terminal(tmp_path, tiny_llama):
-    if shutil.which("tmux") is None:
-        pytest.skip("tmux is not installed")
-    opened = []
-
-    def start(*options, **settings):
-        opened.append(Terminal(tmp_path, tiny_llama, *options, **settings))
-        return opened[-1]
-
-    yield start
-    for each in opened:
-        each.close()
-
-
-def test_a_session_in_a_terminal(terminal):
-    screen = terminal("-n", 8)
+def test_a_session(terminal, tiny_llama):
+    screen = terminal("chat", tiny_llama, "--temp", 0, "-n", 8)
+    screen.expect("parameters, context of 512 tokens, KV cache f16")
     screen.expect(">>>")
-    screen.send("one", "Enter")
-    screen.expect("| KV ")
-    screen.send("/sav", "Tab")
+    screen.type("one")
+    screen.expect("tokens/s")
+    screen.press("/sav", "Tab")
     screen.expect(">>> /save")
-    screen.send(" kept", "Enter")
+    screen.type(" kept")
     screen.expect("saved 2 messages to kept")
-    screen.send("C-c")
+    screen.press("C-c")
     screen.expect("/exit or Ctrl-D leaves")
-    screen.send("Up")
-    screen.expect(">>> /save kept")
-    screen.send("C-c")
-    screen.send("C-d")
+    screen.press("Up")
+    screen.expect(">>> /save kept", times=2)
+    screen.press("C-c")
+    screen.expect("/exit or Ctrl-D leaves", times=2)
+    screen.press("C-d")
     screen.expect("ended with 0")
 
 
-def test_interrupt_stops_the_answer_and_not_the_program(terminal):
-    screen = terminal("-n", 1000000, "--ctx", 500000)
+def n_letters(shown):
+    """Letters of an answer: the talkative model says nothing else, in words longer than anybody's."""
+    return sum(map(len, re.findall("[A-Za-z]{20,}", shown)))
+
+
+def test_streamed_interrupted_regenerated_saved_loaded_and_continued(terminal, talkative_llama):
+    screen = terminal("chat", talkative_llama, "--temp", 0, "-n", 10**6, "--ctx", 10**5)
     screen.expect(">>>")
-    screen.expect("ctx 0/")
-    for _ in range(10):  # the random model may end its answer by itself first; then it is asked again
-        screen.send("one", "Enter")
-        time.sleep(0.5)
-        screen.send("C-c")
-        time.sleep(1)
-        if "stopped" in screen.screen():
-            break
-    screen.expect("stopped", seconds=5)
-    screen.send("/undo", "Enter")  # one line, where /show messages would scroll off a long answer
-    screen.expect("taken back: one")
-    screen.send("/exit", "Enter")
+    screen.type("one")
+    first = n_letters(screen.wait(lambda shown: n_letters(shown) > 20, "an answer"))
+    screen.wait(lambda shown: n_letters(shown) > first, "more of it")
+    screen.press("C-c")
+    screen.expect("stopped")
+    screen.type("/set max_tokens 30")
+    screen.expect("max_tokens: 30")
+    screen.type("/regen")
+    screen.expect("stopped after 30 tokens")
+    screen.type("/save talk")
+    screen.expect("saved 2 messages to talk")
+    screen.press("C-d")
     screen.expect("ended with 0")
 
-
-def test_twenty_columns(terminal):
-    screen = terminal("-n", 8, columns=20)
+    screen = terminal("chat", talkative_llama, "--temp", 0, "-n", 30, "--ctx", 10**5, "--load", "talk")
     screen.expect(">>>")
-    screen.send("one", "Enter")
-    time.sleep(2)
-    screen.send("/exit", "Enter")
+    screen.type("two")
+    screen.expect("stopped after 30 tokens")
+    screen.type("/stats")
+    reused = re.search(r"prompt: (\d+) tokens, (\d+) of them from the cache", screen.expect("from the cache"))
+    assert 40 < int(reused[2]) < int(reused[1])  # the first question and its answer
+    screen.type("/undo")
+    screen.expect("taken back: two")
+    screen.type("/exit")
     screen.expect("ended with 0")
+
+
+def test_twenty_columns(terminal, tiny_llama):
+    screen = terminal("chat", tiny_llama, "--temp", 0, "-n", 8, columns=20)
+    screen.expect(">>>")
+    for line in ("one", "/help", "/kv", "/stats", "/show"):
+        screen.type(line)
+    screen.expect("0-1: f16/f16")
+    screen.expect("overflow: drop")
+    screen.type("/exit")
+    screen.expect("ended with 0")
+
+
+def test_edit_in_a_terminal(terminal, tiny_llama):
+    screen = terminal("chat", tiny_llama, "--temp", 0, "-n", 8)
+    screen.expect(">>>")
+    screen.type("one")
+    screen.expect("tokens/s")
+    screen.type("/edit")
+    screen.expect(">>> one", times=2)
+    screen.press("C-c")
+    screen.expect("unchanged")
+    screen.type("/edit")
+    screen.expect(">>> one", times=3)
+    screen.type(" more")
+    screen.expect("tokens/s")
+    screen.type("/undo")
+    screen.expect("taken back: one more")

@@ -94,7 +94,7 @@ def test_a_cache_of_other_settings_is_refused_and_the_turns_are_kept(make, tmp_p
         '{"format": "pykvq chat 1", "system": 1, "messages": []}',
         '{"format": "pykvq chat 1", "system": null, "messages": [{"role": "user"}]}',
         '{"format": "pykvq chat 1", "system": null, "messages": [{"role": "user", "content": 1}]}',
-        '{"format": "pykvq chat 1", "system": null, "messages": [{"role": "tool", "content": "x"}]}',
+        '{"format": "pykvq chat 1", "system": null, "messages": [{"role": "judge", "content": "x"}]}',
     ],
 )
 def test_other_files_are_refused(make, tmp_path, text):
@@ -137,7 +137,9 @@ def test_an_answer_left_early_is_kept(make):
 
 def test_cancelled_before_the_first_token(make):
     talk = make()
-    talk._prompt = lambda prompt=talk._prompt: (talk.cancel(), prompt())[1]  # Ctrl-C while the prompt is being made
+    talk._prompt = lambda *a, prompt=talk._prompt: (talk.cancel(), prompt(*a))[
+        1
+    ]  # Ctrl-C while the prompt is being made
     assert answer(talk, "one") == ""
     assert talk.generation.result.finish_reason == "cancelled"
     del talk._prompt

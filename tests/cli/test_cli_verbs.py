@@ -96,7 +96,7 @@ def test_info(tiny_llama):
     assert facts["tokenizer"] == "gpt2/smollm"
     assert facts["context"] == 512
     assert facts["kv_bytes_per_token"]["f16"] == 512
-    assert facts["chat_template"] is True
+    assert facts["chat_template"] == "in the file"
     assert facts["runs"] is True
     for words in ("llama", "F16: 16, F32: 5", "gpt2/smollm", "f16: 512"):
         assert words in shown.out

@@ -96,11 +96,11 @@ def test_results_become_pictures(tiny_llama, tmp_path):
         )  # fmt: skip
         assert code == 0, err
     code, out, err = run(
-        "bench", tiny_llama, "--kv", "f16", "-d", "64,128", "-p", 0, "-n", 4, "--save", speed, "-o", "csv"
+        "bench", tiny_llama, "--kv", "f16", "-d", "64,128", "-p", 0, "-n", 4, "--save", speed, "--format", "csv"
     )
     assert code == 0, err
     assert [row["n_depth"] for row in csv.DictReader(io.StringIO(out))] == ["64", "128"]
-    code, out, err = run("plot", quality, speed, "--out", tmp_path / "plots")
+    code, out, err = run("plot", quality, speed, "-o", tmp_path / "plots")
     assert code == 0, err
     assert {Path(line).name for line in out.split()} == {"quality.svg", "needle.svg", "speed.svg", "memory.svg"}
     assert all((tmp_path / "plots" / name).read_text().startswith("<?xml") for name in ("quality.svg", "needle.svg"))

@@ -21,7 +21,7 @@ NATIVE = {
 PYTHON = [
     {"errors", "_native"},
     {"_ffi"},
-    {"gguf", "kv", "results", "sampling", "registry", "weights"},
+    {"gguf", "kv", "device", "results", "sampling", "registry", "weights"},
     {"gguf_writer", "tokenizer", "fallback_templates"},
     {"chat_template"},
     {"model"},

@@ -290,19 +290,19 @@ def command(*arguments) -> subprocess.CompletedProcess:
 
 def test_commands(model, tmp_path):
     (tmp_path / "text").write_text("some text, " * 40)
-    done = command("imatrix", model, tmp_path / "text", tmp_path / "m.imatrix", "--chunk", 64)
+    done = command("imatrix", model, "--text", tmp_path / "text", "-o", tmp_path / "m.imatrix", "--chunk", 64)
     assert done.returncode == 0, done.stderr
     assert "112 matrices over 9 chunks of 64, perplexity" in done.stdout  # 603 bytes, 63 and BOS in each
-    done = command("quantize", model, tmp_path / "out.gguf", "q4_k_m", "--imatrix", tmp_path / "m.imatrix")
+    done = command("quantize", model, "q4_k_m", "-o", tmp_path / "out.gguf", "--imatrix", tmp_path / "m.imatrix")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == len(types_of(model)) + 1
     assert any("blk.3.attn_q.weight" in line and "F16 -> Q4_K" in line and "error" in line for line in lines)
-    done = command("quantize", model, tmp_path / "out.gguf", "Q2_K", "--force", "--json")
+    done = command("quantize", model, "Q2_K", "-o", tmp_path / "out.gguf", "--force", "--json")
     record = json.loads(done.stdout)
     assert record["n_bytes"] < 0.3 * model.stat().st_size
     assert record["tensors"][0]["error"]["relative"] > 0
-    done = command("quantize", model, tmp_path / "out.gguf", "Q2_K")
+    done = command("quantize", model, "Q2_K", "-o", tmp_path / "out.gguf")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "exists already" in done.stderr
 
@@ -311,7 +311,7 @@ def test_matrix_that_exists_is_refused_at_once(model, tmp_path):
     """Not after the text has run."""
     (tmp_path / "text").write_text("short")  # would be the next thing to fail
     (tmp_path / "m.imatrix").write_text("precious")
-    done = command("imatrix", model, tmp_path / "text", tmp_path / "m.imatrix")
+    done = command("imatrix", model, "--text", tmp_path / "text", "-o", tmp_path / "m.imatrix")
     assert (done.returncode, done.stderr) == (1, f"pykvq: {tmp_path}/m.imatrix: exists already; --force replaces it\n")
 
 
@@ -323,7 +323,7 @@ def test_full_disk(model, tmp_path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
-    line = [sys.executable, "-m", "pykvq", "quantize", str(model), str(target), "Q4_0", "--force"]
+    line = [sys.executable, "-m", "pykvq", "quantize", str(model), "Q4_0", "-o", str(target), "--force"]
     done = subprocess.run(line, preexec_fn=limit, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, f"pykvq: {target}: cannot be written: File too large\n")
     assert target.read_text() == "precious"
@@ -348,8 +348,8 @@ def test_interrupt(verb, model, tmp_path):
     target.write_text("precious")
     if verb == "convert":
         checkpoint(tmp_path / "hf")
-    arguments = ["convert", tmp_path / "hf", "-o", target] if verb == "convert" else ["quantize", model, target, "Q4_0"]
-    line = [sys.executable, "-c", SLOWLY, *map(str, arguments), "--force"]
+    arguments = ["convert", tmp_path / "hf"] if verb == "convert" else ["quantize", model, "Q4_0"]
+    line = [sys.executable, "-c", SLOWLY, *map(str, arguments), "-o", str(target), "--force"]
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "out.gguf.part").exists():
             assert process.poll() is None
