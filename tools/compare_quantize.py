@@ -4,13 +4,14 @@
     python tools/compare_quantize.py quality MODEL-f16.gguf --text TEXT --save tools/bench/quantize_X.jsonl
     python tools/compare_quantize.py quality MODEL-f16.gguf --text TEXT --imatrix M.imatrix --types Q2_K --save ...
     python tools/compare_quantize.py speed MODEL-f16.gguf --threads 2 --save tools/bench/quantize_X.jsonl
-    python tools/compare_quantize.py table tools/bench/quantize_*.jsonl
+    python tools/compare_quantize.py table docs/quantization.md tools/bench/quantize_*.jsonl
 
 quality  Both files are run by pykvq with float activations over windows of the text, whose later tokens are scored:
          perplexity, KL divergence from the model as it was, and the root mean squared error of every tensor. The
          ratio of the perplexities has a standard error from the differences token by token.
-speed    Both programs write their file in turns, into a folder in memory; the median of the repeats is kept. Measure
-         on an idle machine.
+speed    Both programs write their file in turns, into a folder in memory; the median of the repeats is kept, wall
+         clock and CPU time. Measure on an idle machine.
+table    Puts the tables of these results into the page.
 
 MODEL must have float matrices. llama.cpp's file is made by its llama_model_quantize, which is what llama-quantize
 calls. Types that the result file has for this model, commit and setting are not measured again.
@@ -205,17 +206,23 @@ def speed(arguments: argparse.Namespace, file: ResultFile, common: Row) -> Itera
     setting = {"threads": arguments.threads, "repeats": arguments.repeats}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         for mix in missing("speed", arguments, file, common, setting):
-            seconds: dict[str, list[float]] = {program: [] for program in PROGRAMS}
+            wall: dict[str, list[float]] = {program: [] for program in PROGRAMS}
+            cpu: dict[str, list[float]] = {program: [] for program in PROGRAMS}
             for i in range(arguments.repeats):
                 for program in PROGRAMS if i % 2 == 0 else reversed(PROGRAMS):
-                    begin = time.perf_counter()
+                    begin = time.perf_counter(), time.process_time()
                     WRITERS[program](arguments.model, Path(folder) / "out.gguf", mix, None, arguments.threads)
-                    seconds[program].append(time.perf_counter() - begin)
-            ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
+                    wall[program].append(time.perf_counter() - begin[0])
+                    cpu[program].append(time.process_time() - begin[1])
             row: Row = {"task": "speed", "type": mix, "setting": setting}
             for program in PROGRAMS:
-                row[program] = {"seconds": statistics.median(seconds[program]), "all_seconds": seconds[program]}
-            yield {**row, "times_as_fast": statistics.median(ratios)}
+                row[program] = {"seconds": wall[program], "cpu_seconds": cpu[program]}
+            yield {**row, "times_as_fast": of_pairs(wall), "times_as_fast_cpu": of_pairs(cpu)}
+
+
+def of_pairs(seconds: dict[str, list[float]]) -> float:
+    """llama.cpp's time over ours, the median of the pairs."""
+    return statistics.median(theirs / ours for ours, theirs in zip(*(seconds[p] for p in PROGRAMS), strict=True))
 
 
 # ---- results ----
@@ -247,19 +254,26 @@ QUALITY: Columns = {
 }
 SPEED: Columns = {
     "type": lambda row: row["type"],
-    "pykvq, s": lambda row: f"{row['pykvq']['seconds']:.2f}",
-    "llama.cpp, s": lambda row: f"{row['llama.cpp']['seconds']:.2f}",
+    "pykvq, s": lambda row: f"{statistics.median(row['pykvq']['seconds']):.2f}",
+    "llama.cpp, s": lambda row: f"{statistics.median(row['llama.cpp']['seconds']):.2f}",
     "times as fast": lambda row: f"{row['times_as_fast']:.2f}",
+    "times as fast, CPU time": lambda row: f"{row['times_as_fast_cpu']:.2f}",
 }
+MARK = "<!-- tables of tools/compare_quantize.py -->\n"
 
 
 def tables(files: list[Path]) -> Iterator[str]:
-    """Of all rows, the newest of each kind."""
+    """Of all rows, the newest of each type, model and setting."""
     newest = {title(row) + row["type"]: row for file in files for row in read_rows(file)}
     rows = sorted(newest.values(), key=lambda row: TYPES.index(row["type"]))
     for heading in dict.fromkeys(title(row) for row in newest.values()):
         group = [row for row in rows if title(row) == heading]
         yield f"{heading}\n\n{markdown(cells(QUALITY if group[0]['task'] == 'quality' else SPEED, group))}\n"
+
+
+def with_tables(page: str, files: list[Path]) -> str:
+    """The page with new tables behind its mark."""
+    return page[: page.index(MARK) + len(MARK)] + "".join(f"\n{table}" for table in tables(files))
 
 
 def title(row: Row) -> str:
@@ -288,10 +302,12 @@ def main() -> None:
     tasks.choices["quality"].add_argument("--chunks", type=int, default=8)
     tasks.choices["quality"].add_argument("--imatrix", type=Path)
     tasks.choices["speed"].add_argument("--repeats", type=int, default=3)
-    tasks.add_parser("table").add_argument("files", type=Path, nargs="+")
+    table = tasks.add_parser("table")
+    table.add_argument("page", type=Path)
+    table.add_argument("files", type=Path, nargs="+")
     arguments = parser.parse_args()
     if arguments.task == "table":
-        print("\n".join(tables(arguments.files)), end="")
+        arguments.page.write_text(with_tables(arguments.page.read_text(), arguments.files))
         return
     common = origin(str(arguments.model))
     common["versions"]["llama_cpp_python"] = importlib.metadata.version("llama-cpp-python")
