@@ -24,15 +24,16 @@ def test_the_page():
 
 @pytest.mark.parametrize("name", TYPES)
 def test_no_worse_than_llama_cpp(name):
-    """Perplexity within 1%, or within what chance explains; no tensor with a larger error; and no slower."""
+    """Of the model that was never quantized, perplexity within 1%. Of all: divergence, each tensor's error, speed."""
     quality = [row for row in ROWS if (row["task"], row["type"]) == ("quality", name)]
-    speed = [row for row in ROWS if (row["task"], row["type"]) == ("speed", name)]
-    assert quality
-    assert speed
+    assert [row for row in quality if "wikitext-4m" in row["model"]["file"]]
     for row in quality:
-        room = max(0.01, 2 * row["perplexity_over_llama.cpp_error"])
-        assert row["perplexity_over_llama.cpp"] <= 1 + room
+        if "wikitext-4m" in row["model"]["file"]:
+            assert row["perplexity_over_llama.cpp"] <= 1.01
+        assert row["pykvq"]["mean_kl"] <= 1.02 * row["llama.cpp"]["mean_kl"]
         if not row["setting"]["imatrix"]:  # with importance the plain error is not what is made small
             assert row["worst_rmse_over_llama.cpp"]["ratio"] <= 1.001
+    speed = [row for row in ROWS if (row["task"], row["type"]) == ("speed", name)]
+    assert speed
     for row in speed:
-        assert row["times_as_fast"] >= 1
+        assert min(row["times_as_fast"], row["times_as_fast_cpu"]) >= 1
