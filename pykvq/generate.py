@@ -129,6 +129,11 @@ class Generation(Iterator[str]):
             raise StopAsyncIteration
         return piece
 
+    @property
+    def n_pending(self) -> int:
+        """Tokens of the prompt that are still to be fed; any thread may ask."""
+        return self._sequence.n_pending
+
     def cancel(self) -> None:
         """End the iteration soon, with what there is. Callable from any thread, also before it has begun."""
         self._is_cancelled = True

@@ -23,12 +23,12 @@ class Terminal:
     ) -> None:
         self._tmux = ["tmux", "-S", str(folder / f"tmux{next(_numbers)}"), "-f", "/dev/null"]
         kept = {name: os.environ[name] for name in ("PYTHONPATH", "PYKVQ_CONFIG") if name in os.environ}
-        variables = {**kept, "PYKVQ_CACHE": str(cache or folder), "PS1": "$ ", "HISTFILE": ""}
+        variables = {**kept, "PYKVQ_CACHE": str(cache or folder), "HISTFILE": ""}
         pykvq = shlex.join([sys.executable, "-m", "pykvq"])
         if arguments:
             line = f"{pykvq} {shlex.join(map(str, arguments))}; echo ended with $?; exec sleep 600"
         else:
-            (folder / "shell").write_text(f'pykvq() {{ {pykvq} "$@"; }}\n')
+            (folder / "shell").write_text(f"pykvq() {{ {pykvq} \"$@\"; }}\nPS1='$ '\n")
             line = f"exec bash --noprofile --rcfile {shlex.quote(str(folder / 'shell'))} -i"
         line = shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), "bash", "-c", line])
         size = ["-x", str(columns), "-y", str(rows)]

@@ -10,6 +10,7 @@ text element with the times at which it is there, and viewers that play nothing 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -30,14 +31,15 @@ LONGEST_WAIT, END_PAUSE = 1.0, 5.0  # seconds
 SCENES = {
     "generate": [
         ('pykvq generate smollm2 -p "Why is the sky blue?" --temp 0 -n 70 --kv tier2', "seed: "),
-        ('pykvq generate smollm2 --raw -p "The capital of France is" --temp 0 -n 8 --json', '"seed"'),
+        ('pykvq generate smollm2 --raw -p "The capital of France is" --temp 0 -n 25 --kv kivi4', "seed: "),
     ],
     "chat": [
-        ("pykvq chat smollm2 --temp 0 --kv tier2 --ctx 2048", ">>>"),
-        ("Name the three primary colours in one short sentence.", "tokens/s"),
-        ("Now write two sentences about the first of them.", "tokens/s"),
-        ("/kv", "all    "),
-        ("/save colours", "saved 4 messages"),
+        ("pykvq chat smollm2 --temp 0 --kv tier2", ">>>"),
+        ("Name the three primary colours in one short sentence.", ">>>"),
+        ("/read LICENSE", ">>>"),
+        ("In one short sentence: what is this text?", ">>>"),
+        ("/kv", ">>>"),
+        ("/save talk", ">>>"),
         ("/exit", "$ "),
     ],
 }
@@ -59,6 +61,7 @@ def record(scene: list[tuple[str, str]]) -> list[Frame]:
 
     frames: list[Frame] = []
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(ROOT / "LICENSE", folder)
         terminal = Terminal(Path(folder), columns=COLUMNS, rows=ROWS, cache=cache_folder().parent)
         try:
             terminal.expect("$ ")
@@ -80,9 +83,10 @@ def _capture(terminal: Terminal, frames: list[Frame]) -> bool:
     """Add a frame if the screen has changed."""
     lines = terminal.screen().splitlines()
     if frames and frames[-1].lines == lines:
-        time.sleep(0.02)
+        time.sleep(0.06)
         return False
     frames.append(Frame(time.monotonic(), lines))
+    time.sleep(0.04)  # leave the processor to what is shown
     return True
 
 
@@ -129,7 +133,7 @@ def picture(frames: list[Frame]) -> str:
     end = frames[-1].seconds + END_PAUSE
     size = f'viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" height="{height}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" xml:space="preserve" {size}>',
         f"<style>{STYLE}</style>",
         f'<rect width="{width:.0f}" height="{height}" rx="8" fill="#0d1117"/>',
     ]

@@ -125,7 +125,7 @@ def _headline(conversation: Conversation) -> str:
     kinds = list(dict.fromkeys(f"{layer.type_k}/{layer.type_v}" for layer in conversation.sequence.kv_layers()))
     cache = " and ".join(k.split("/")[0] if len(set(k.split("/"))) == 1 else k for k in kinds)
     name = info.name or Path(conversation.model.path).stem
-    return f"{name}: {_count(info.n_params)} parameters, context of {plan.n_ctx:,} tokens, KV cache {cache}"
+    return f"{name}: {_count(info.n_params)} parameters, context {plan.n_ctx:,}, KV cache {cache}"
 
 
 def _count(n: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -20,6 +21,7 @@ from ..errors import ArgumentError, FileError, FormatError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from ..generate import Generation
     from ..model import Model
     from ..results import Columns, ResultFile, Row
 
@@ -132,6 +134,22 @@ def on_interrupt(action: Callable[[], None]) -> Generator[None, None, None]:
         reader.close()
 
 
+@contextmanager
+def reading(generation: Generation) -> Generator[Callable[[], None], None, None]:
+    """Say on a terminal how much of a long prompt is still to be read, until the function that is given is called."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from ..chat.busy import Busy
+
+    def describe() -> str | None:
+        n_pending = generation.n_pending
+        return f"reading the prompt, {n_pending:,} tokens to go" if n_pending > 1 else None
+
+    with Busy(sys.stderr, describe) as busy:
+        yield busy.stop
+
+
 def choose(value: str, choices: Iterable[str], option: str) -> str:
     """A value that must be one of a few; a wrong one names the nearest."""
     known = list(choices)
@@ -140,6 +158,12 @@ def choose(value: str, choices: Iterable[str], option: str) -> str:
     near = get_close_matches(value, known, 1)
     meant = f"did you mean {near[0]}? " if near else ""
     raise typer.BadParameter(f"{option} {value}: {meant}expected one of {', '.join(known)}")
+
+
+def dimmed(line: str) -> str:
+    """A line beside the answer, for standard error."""
+    is_plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return line if is_plain else f"\x1b[2m{line}\x1b[0m"
 
 
 def mib(n_bytes: float) -> str:

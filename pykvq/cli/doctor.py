@@ -25,6 +25,7 @@ _NO_LIMIT = 1 << 60  # bytes; version 1 of cgroups says a number for "none"
 _EXTRAS = {
     "hub": ("huggingface_hub",),
     "convert": ("gguf", "sentencepiece"),
+    "grammar": ("llguidance",),
     "plot": ("matplotlib",),
 }
 

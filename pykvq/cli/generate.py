@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +23,7 @@ EXAMPLES = """
 pykvq generate smollm2 -p "Why is the sky blue?"
 pykvq generate smollm2 --raw -p "Once upon a time" -n 100 --temp 0.8
 pykvq generate smollm2 --file notes.txt --system "Summarize in one sentence." --kv tier2
+pykvq generate smollm2 -p "A city, as JSON." --json-schema city.schema.json
 git diff | pykvq generate model.gguf --kv kivi4 --ctx 32768 --json
 """
 
@@ -44,6 +47,11 @@ def generate(
     max_tokens: Annotated[int, Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")] = 512,
     stop: Annotated[list[str] | None, Option(help="Stop before this text; may be repeated.")] = None,
     ignore_eos: Annotated[bool, Option("--ignore-eos", help="Go on after the model's end token.")] = False,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.Grammar = None,
+    lookup: options.Lookup = False,
+    draft: options.Draft = None,
     temp: options.Temp = 0.2,
     top_k: options.TopK = 40,
     top_p: options.TopP = 0.95,
@@ -81,10 +89,11 @@ def generate(
 
     import pykvq
 
-    with pykvq.Model.open(common.fetch(model)) as opened:
+    with ExitStack() as stack, pykvq.Model.open(common.fetch(model)) as opened:
         common.use_template(opened, template)
         variables = {} if think is None else {"enable_thinking": think}
         tokens = _prompt_tokens(opened, text, chat, system, tools=common.read_tools(tools), **variables)
+        guesser = stack.enter_context(pykvq.Model.open(common.fetch(draft))) if draft else None
         with pykvq.generate(
             opened,
             tokens,
@@ -92,6 +101,11 @@ def generate(
             sampler=pykvq.Sampler(temp, top_k, top_p, min_p, seed),
             stop=stop or (),
             ignore_eog=ignore_eos,
+            json_schema=json_schema and common.read_file(json_schema),
+            regex=regex,
+            grammar=grammar and common.read_file(grammar),
+            lookup=lookup,
+            draft=guesser,
             ctx=ctx or min(opened.info.n_ctx_train, max(4096, len(tokens) + max_tokens)),
             threads=threads,
             device=device,
@@ -104,8 +118,8 @@ def generate(
         ) as generation:
             if verbose:
                 _print_plan(generation)
-            with common.on_interrupt(generation.cancel):
-                _stream(generation, quiet=json)
+            with common.on_interrupt(generation.cancel), common.reading(generation) as is_read:
+                _stream(generation, is_read, quiet=json)
     if json:
         _print_json(generation, opened.path)
     else:
@@ -139,11 +153,13 @@ def _prompt_tokens(model: Model, text: str, chat: bool | None, system: str | Non
     return model.chat_tokens([*messages, {"role": "user", "content": text}], **variables)
 
 
-def _stream(generation: Generation, quiet: bool) -> None:
+def _stream(generation: Generation, is_read: Callable[[], None], quiet: bool) -> None:
     for piece in generation:
+        is_read()
         if not quiet:
             sys.stdout.write(piece)
             sys.stdout.flush()
+    is_read()
     if not quiet and not generation.result.text.endswith("\n"):
         print(flush=True)
 
@@ -159,15 +175,16 @@ def _print_plan(generation: Generation) -> None:
 
 def _print_statistics(generation: Generation) -> None:
     result, plan = generation.result, generation.plan
-    print(
+    guessed = f"guessed right: {result.n_accepted} of {result.n_drafted}; " if result.n_drafted else ""
+    line = (
         f"prompt: {result.n_prompt_tokens} tokens, {result.prompt_tokens_per_second:.1f}/s; "
         f"generated: {len(result.tokens)} tokens, {result.decode_tokens_per_second:.1f}/s ({result.finish_reason}); "
-        f"context: {result.n_ctx_used} of {plan.n_ctx}; "
+        f"{guessed}context: {result.n_ctx_used} of {plan.n_ctx}; "
         f"KV: {mib(result.n_kv_bytes)} of {mib(plan.n_kv_bytes)}, {plan.kv_bytes_per_token:,.0f} bytes per token, "
         f"{plan.kv_bits_per_element:.2f} bits per element; "
-        f"seed: {generation.sampler.seed}",
-        file=sys.stderr,
+        f"seed: {generation.sampler.seed}"
     )
+    print(common.dimmed(line), file=sys.stderr)
 
 
 def _print_json(generation: Generation, path: str) -> None:

@@ -66,6 +66,22 @@ KVSink = Annotated[int | None, Option("--kv-sink", min=0, help="First tokens tha
 KVTail = Annotated[int | None, Option("--kv-tail", min=0, help="Newest tokens that stay in f16.")]
 
 # Answers
+JsonSchema = Annotated[
+    Path | None,
+    Option("--json-schema", help="Answer with JSON that this schema allows: a file.  [needs pykvq\\[grammar]]"),
+]
+Regex = Annotated[str | None, Option(help="Answer with what this regular expression matches.")]
+Grammar = Annotated[Path | None, Option(help="Answer in the language of this Lark grammar: a file.")]
+Lookup = Annotated[
+    bool, Option("--lookup", help="Guess tokens by what followed the same tokens before; the text is the same, sooner.")
+]
+Draft = Annotated[
+    str | None,
+    Option(
+        help="Guess tokens with this smaller model of the same vocabulary; the text is the same, sooner.",
+        autocompletion=complete.models,
+    ),
+]
 System = Annotated[str | None, Option(help="System message.")]
 Template = Annotated[
     str | None,

@@ -189,7 +189,7 @@ def test_wrong_usage(tiny_llama, tiny_llama_without_template, tmp_path):
 
 def test_a_session(terminal, tiny_llama):
     screen = terminal("chat", tiny_llama, "--temp", 0, "-n", 8)
-    screen.expect("parameters, context of 512 tokens, KV cache f16")
+    screen.expect("parameters, context 512, KV cache f16")
     screen.expect(">>>")
     screen.type("one")
     screen.expect("tokens/s")

@@ -56,3 +56,22 @@ def test_info(smollm2):
     assert (facts["parameters"], facts["context"], facts["tokenizer"]) == (134_515_008, 8192, "gpt2/smollm")
     assert facts["tensor_types"] == {"Q4_1": 210, "F32": 61, "Q8_0": 1}
     assert facts["kv_bytes_per_token"]["f16"] == 23040
+
+
+def test_config_example_of_the_readme(tmp_path):
+    (example,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "config.toml").write_text(example)
+    result = run("doctor", "--json", PYKVQ_CONFIG=str(tmp_path / "config.toml"))
+    assert json.loads(result.out)["config"]["state"] == "good"
+
+
+def test_recordings_of_the_readme():
+    """The pictures are there, and show what the scenes of tools/record_terminal.py type."""
+    from xml.etree import ElementTree
+
+    root = Path(__file__).parents[2]
+    scenes = (root / "tools" / "record_terminal.py").read_text()
+    for name in re.findall(r"\]\(docs/(\w+)\.svg\)", README):
+        shown = "".join(ElementTree.parse(root / "docs" / f"{name}.svg").getroot().itertext())
+        typed = re.search(rf'"{name}": \[\n\s+\(.(pykvq [^\n]*?).,', scenes)
+        assert typed[1][:60] in shown
