@@ -148,3 +148,38 @@ def test_version_and_help():
         result = run(verb, "--help")
         assert result.code == 0
         assert "Usage: pykvq" in result.out
+
+
+def test_what_shapes_and_guesses_the_answer(tiny_llama, tmp_path):
+    pytest.importorskip("llguidance")
+    options = ("--prompt", "the", "--temp", "0")
+    assert generate(tiny_llama, *options, "--regex", "(ab|cd)e").out in ("abe\n", "cde\n")
+    (tmp_path / "schema").write_text('{"enum": [12345]}')
+    assert json.loads(generate(tiny_llama, *options, "--json-schema", tmp_path / "schema").out) == 12345
+    (tmp_path / "grammar").write_text('start: "xyz"')
+    assert generate(tiny_llama, *options, "--grammar", tmp_path / "grammar").out == "xyz\n"
+    plain = generate(tiny_llama, *PROMPT, "--temp", "0")
+    for guess in (("--lookup",), ("--draft", tiny_llama)):
+        assert generate(tiny_llama, *PROMPT, "--temp", "0", *guess).out == plain.out
+    (tmp_path / "schema").write_text('{"type": "integer", "minimum": 5, "maximum": 3}')
+    result = run("generate", tiny_llama, *options, "--json-schema", tmp_path / "schema")
+    assert (result.code, result.out, len(result.err.splitlines())) == (1, "", 1)
+    assert "Unsatisfiable" in result.err
+
+
+def test_templates_and_tools(tiny_llama_without_template, tiny_llama, tmp_path):
+    from conftest import write_llama
+
+    special = ["<u>", "<start_of_turn>", "<end_of_turn>"]
+    gemma = write_llama(tmp_path / "gemma.gguf", template=None, special=special)
+    assert "gemma is used" not in generate(gemma, *PROMPT).err  # a base model may have these tokens
+    assert "gemma is used" in generate(gemma, *PROMPT, "--chat").err
+    n_chatml = n_prompt_tokens(tiny_llama_without_template, "--template", "chatml")
+    assert n_chatml > n_prompt_tokens(tiny_llama_without_template)
+    (tmp_path / "own.jinja").write_text("{{ tools | tojson if tools }}{{ enable_thinking is defined }}")
+    own = n_prompt_tokens(tiny_llama, "--template", tmp_path / "own.jinja")
+    (tmp_path / "tools.json").write_text('[{"type": "function", "function": {"name": "f"}}]')
+    assert n_prompt_tokens(tiny_llama, "--template", tmp_path / "own.jinja", "--tools", tmp_path / "tools.json") > own
+    assert n_prompt_tokens(tiny_llama, "--template", tmp_path / "own.jinja", "--think") == own - 1  # True, not False
+    result = run("generate", tiny_llama, *PROMPT, "--raw", "--think")
+    assert (result.code, result.out) == (2, "")
