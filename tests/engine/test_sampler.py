@@ -44,9 +44,18 @@ def dry(logits, history, multiplier, base=1.75, allowed=2, last_n=-1, breakers=(
 
 
 def reference(
-    logits, temp=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0, top_n_sigma=0.0, temp_range=0.0, temp_exponent=1.0
+    logits,
+    temp=1.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    typical_p=1.0,
+    top_n_sigma=0.0,
+    temp_range=0.0,
+    temp_exponent=1.0,
+    xtc_threshold=None,
 ):
-    """Probabilities (n_vocab) after the filters and the temperature."""
+    """Probabilities (n_vocab) after the filters (XTC happens, if it has a threshold) and the temperature."""
     x = np.asarray(logits, np.float64)
     kept = np.lexsort((np.arange(len(x)), -x))
     kept = kept[np.isfinite(x[kept])]
@@ -63,6 +72,8 @@ def reference(
         kept = kept[: np.searchsorted(np.cumsum(softmax(x[kept])), top_p) + 1]
     if min_p > 0:
         kept = kept[x[kept] >= x[kept[0]] + np.log(min_p)]
+    if xtc_threshold is not None:
+        kept = kept[max(0, (softmax(x[kept]) >= xtc_threshold).sum() - 1) :]
     if temp_range > 0 and len(kept) > 1:
         p = softmax(x[kept])
         evenness = -(p * np.log(p)).sum() / np.log(len(p))
@@ -101,6 +112,25 @@ FILTERS = [
 @pytest.mark.parametrize("setting", FILTERS, ids=str)
 def test_draws_follow_the_reference(setting):
     assert_draws(make(**setting), LOGITS, reference(LOGITS, **setting))
+
+
+def test_the_whole_chain_in_its_order():
+    """Everything at once: in another order other tokens would be left."""
+    history = [int(t) for t in np.random.default_rng(8).integers(0, 40, 60)] + [3, 17, 9, 3, 17]
+    penalties = {"repeat_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.2, "penalty_last_n": 30}
+    filters = {"top_n_sigma": 2.5, "top_k": 20, "typical_p": 0.95, "top_p": 0.95, "min_p": 0.03, "xtc_threshold": 0.08}
+    heat = {"temp": 1.2, "temp_range": 0.4, "temp_exponent": 1.5}
+    bias = {4: 1.5, 7: -np.inf}
+    biased = LOGITS.astype(np.float64)
+    for token, shift in bias.items():
+        biased[token] += shift
+    x = dry(penalized(biased, history, **penalties), history, 1.1, allowed=1)
+    sampler = make(
+        **penalties, **filters, **heat, logit_bias=bias, xtc_probability=1.0, dry_multiplier=1.1, dry_allowed_length=1
+    )
+    expected = reference(x, **filters, **heat)
+    assert 3 <= (expected > 0).sum() < 20
+    assert_draws(sampler, LOGITS, expected, history)
 
 
 PENALTIES = [
@@ -206,6 +236,31 @@ def test_mirostat_holds_its_surprise(version):
         if version == 2:
             assert len(set(drawn)) > 2
     assert surprise[2.0] < surprise[5.0] < -np.log2(p) @ p
+
+
+def zipf_k(p, mu):
+    """Mirostat 1: how many tokens to keep, from the slope of the 100 likeliest."""
+    p = np.sort(p)[::-1][:100]
+    t, b = np.log(np.arange(2, len(p) + 1) / np.arange(1, len(p))), np.log(p[:-1] / p[1:])
+    s = (t * b).sum() / (t * t).sum()
+    return int(((s - 1) * 2**mu / (1 - len(LOGITS) ** (1 - s))) ** (1 / s))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("temp", [0.7, 1.0])
+def test_the_first_draw_of_mirostat_follows_its_definition(version, temp):
+    """mu is 2 tau then."""
+    p = softmax(LOGITS.astype(np.float64) / temp)
+    tau = 1.5
+    kept = np.argsort(-p)[: zipf_k(p, 2 * tau)] if version == 1 else np.flatnonzero(-np.log2(p) <= 2 * tau)
+    assert 1 < len(kept) < 30
+    expected = np.zeros(len(p))
+    expected[kept] = p[kept] / p[kept].sum()
+    settings = {"mirostat": version, "mirostat_tau": tau, "temp": temp}
+    n = 4000
+    counts = np.bincount([make(**settings, seed=s).sample(LOGITS) for s in range(n)], minlength=len(p))
+    assert not counts[expected == 0].any()
+    assert (np.abs(counts - n * expected) < 5 * np.sqrt(n * expected * (1 - expected)) + 5).all()
 
 
 def test_mirostat_2_follows_a_reference():
