@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._ffi import lib, text
+from .chat import Conversation, Piece, chat
 from .engine import Engine, EngineOptions, KVLayer, Plan, Sequence, Stats, plan
 from .errors import (
     ArgumentError,
@@ -24,7 +25,7 @@ from .errors import (
     PykvqError,
     UnsupportedError,
 )
-from .generate import FinishReason, Generation, GenerationResult, TokenLogprobs, generate
+from .generate import FinishReason, GenerateOptions, Generation, GenerationResult, TokenLogprobs, generate
 from .gguf import GGUFFile
 from .kv import KVType, KVTypeName, kv_types
 from .model import Model, ModelInfo
@@ -55,6 +56,7 @@ __all__ = [
     "BusyError",
     "CancelledError",
     "ChatTemplate",
+    "Conversation",
     "DeviceError",
     "Engine",
     "EngineOptions",
@@ -63,6 +65,7 @@ __all__ = [
     "FormatError",
     "FullError",
     "GGUFFile",
+    "GenerateOptions",
     "Generation",
     "GenerationResult",
     "KVLayer",
@@ -72,6 +75,7 @@ __all__ = [
     "ModelInfo",
     "NumericError",
     "OutOfMemoryError",
+    "Piece",
     "Plan",
     "PykvqError",
     "Sampler",
@@ -80,6 +84,7 @@ __all__ = [
     "TokenLogprobs",
     "Tokenizer",
     "UnsupportedError",
+    "chat",
     "generate",
     "kv_types",
     "plan",

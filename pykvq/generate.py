@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from .engine import Engine, Sequence, log_sum_exp
 from .errors import ArgumentError, CancelledError, FullError, PykvqError
@@ -27,6 +27,17 @@ DEFAULT_MAX_TOKENS = 512
 DRAFT_LOGITS = 16  # logit rows that an engine needs for the longest draft
 LOOKUP_TOKENS, MODEL_TOKENS = 15, 6  # of a draft, by default
 FinishReason: TypeAlias = Literal["eog", "stop", "length", "grammar", "cancelled"]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Options of `generate` about how an answer is made, whatever the prompt; see there."""
+
+    json_schema: JSONSchema | None
+    regex: str | None
+    grammar: str | None
+    lookup: bool | int
+    draft: Model | Engine | Sequence | None
+    draft_tokens: int | None
 
 
 class TokenLogprobs(NamedTuple):
@@ -345,7 +356,7 @@ def generate(
     if isinstance(target, Model) and (lookup or draft is not None) and options.get("logits") is None:
         options["logits"] = DRAFT_LOGITS
     with ExitStack() as resources:
-        sequence = _sequence(target, options, resources)
+        sequence = sequence_on(target, options, resources)
         engine = sequence.engine
         tokens = engine.model.tokenizer.encode(prompt, parse_special=True) if isinstance(prompt, str) else list(prompt)
         if not prompt or not tokens:
@@ -369,7 +380,7 @@ def generate(
         )
 
 
-def _sequence(target: Model | Engine | Sequence, options: EngineOptions, resources: ExitStack) -> Sequence:
+def sequence_on(target: Model | Engine | Sequence, options: EngineOptions, resources: ExitStack) -> Sequence:
     """The sequence to generate on; what is made for it goes to resources."""
     if isinstance(target, Model):
         target = resources.enter_context(Engine(target, **options))
@@ -405,7 +416,7 @@ def _speculation(
     if draft is None:
         return Speculation(PromptLookup(LOOKUP_MATCH if lookup is True else lookup), n_tokens or LOOKUP_TOKENS)
     options: EngineOptions = {"ctx": engine.plan.n_ctx} if isinstance(draft, Model) else {}
-    return Speculation(DraftModel(_sequence(draft, options, resources), engine.model), n_tokens or MODEL_TOKENS)
+    return Speculation(DraftModel(sequence_on(draft, options, resources), engine.model), n_tokens or MODEL_TOKENS)
 
 
 def _find_stop(text: str, stop: tuple[str, ...]) -> int | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ._ffi import check, ffi, lib
@@ -165,6 +167,47 @@ class Sampler:
             )
         )
         return int(token[0])
+
+
+# The options that text can set, with their defaults
+SETTINGS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(Sampler).parameters.items()
+    if name in ("seed", "logit_bias") or isinstance(parameter.default, int | float)
+}
+
+
+def read_setting(name: str, text: str) -> Any:
+    """The value of an option of `Sampler` that was written as text; a logit bias as TOKEN:BIAS,TOKEN:BIAS.
+
+    Raises:
+        ArgumentError: there is no such option, or the text is no value of it.
+    """
+    if name not in SETTINGS:
+        near = get_close_matches(name, SETTINGS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(SETTINGS)}"
+        raise ArgumentError(f"{name}: no such setting of the sampler; {meant}")
+    if name == "logit_bias":
+        return _read_bias(text)
+    is_real = isinstance(SETTINGS[name], float)
+    try:
+        return float(text) if is_real else int(text)
+    except ValueError:
+        raise ArgumentError(f"{name}: {text!r} is not a {'' if is_real else 'whole '}number") from None
+
+
+def _read_bias(text: str) -> dict[int, float]:
+    try:
+        pairs = (part.split(":") for part in text.split(",") if part)
+        return {int(token): float(bias) for token, bias in pairs}
+    except ValueError:
+        raise ArgumentError(f"logit_bias: {text!r}, expected TOKEN:BIAS,TOKEN:BIAS") from None
+
+
+def make_sampler(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Sampler:
+    """A sampler with these options; DRY gets its usual breakers."""
+    breakers = tokens_with(tokenizer) if settings.get("dry_multiplier") else []
+    return Sampler(**settings, dry_breakers=breakers)
 
 
 def tokens_with(tokenizer: Tokenizer, texts: Iterable[str] = DRY_BREAKERS) -> list[int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Generator, Iterator
+import threading
+from collections.abc import AsyncGenerator, Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from ..engine import Sequence
 from ..errors import ArgumentError, FileError, FormatError, FullError, PykvqError, UnsupportedError
-from ..generate import Generation, generate
+from ..generate import GenerateOptions, Generation, generate
 from ..sampling import Sampler
 from .thinking import OPEN, Piece, ThinkingSplitter
 
@@ -63,6 +64,8 @@ class Conversation:
         self.messages: list[Message] = []  # of user, assistant and tool, oldest first
         self.n_dropped = 0  # turns that the last answer's prompt had no room for
         self.generation: Generation | None = None  # the last answer
+        self.options: GenerateOptions = {}  # how answers are made: structured, guessed
+        self.resources = contextlib.ExitStack()  # what to close with it
         self._is_cancelled = False
 
     def ask(self, text: str, *, role: Literal["user", "tool"] = "user") -> Generator[Piece, None, None]:
@@ -90,6 +93,39 @@ class Conversation:
             ArgumentError: there is none.
         """
         return self.messages[self._last_question()]["content"]
+
+    async def ask_async(self, text: str) -> AsyncGenerator[Piece, None]:
+        """`ask`, for `async for`."""
+        import asyncio
+
+        pieces, turn = self.ask(text), threading.Lock()
+
+        def advance() -> Piece | None:
+            with turn:
+                return next(pieces, None)
+
+        def close() -> None:
+            with turn:
+                pieces.close()
+
+        try:
+            while (piece := await asyncio.to_thread(advance)) is not None:
+                yield piece
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        finally:
+            await asyncio.to_thread(close)
+
+    def close(self) -> None:
+        """Close what `pykvq.chat` made for this conversation. Closing twice is fine."""
+        self.resources.close()
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def take_back(self) -> str:
         """Remove the last question and its answer; the question.
@@ -190,7 +226,9 @@ class Conversation:
     def _answer(self, messages: list[Message]) -> Generator[Piece, None, None]:
         self._is_cancelled = False
         messages, prompt = self._fit(messages)
-        self.generation = generate(self.sequence, prompt, max_tokens=self.max_tokens, sampler=self.sampler)
+        self.generation = generate(
+            self.sequence, prompt, max_tokens=self.max_tokens, sampler=self.sampler, **self.options
+        )
         self.messages = messages
         if self._is_cancelled:
             self.generation.cancel()

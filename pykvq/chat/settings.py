@@ -1,23 +1,18 @@
-"""What /set changes: the options of the sampler, the length of answers, what a full context does."""
+"""What /set changes: the options of the sampler, how answers are made, what a full context does."""
 
 from __future__ import annotations
 
-import inspect
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError
-from ..model import Model
-from ..sampling import Sampler, tokens_with
+from ..errors import ArgumentError, FileError
+from ..sampling import SETTINGS, make_sampler, read_setting
 from .conversation import Conversation
 
-# The options of Sampler that are numbers, with their defaults
-_SAMPLER: dict[str, Any] = {
-    name: parameter.default
-    for name, parameter in inspect.signature(Sampler).parameters.items()
-    if name == "seed" or isinstance(parameter.default, int | float)
-}
 _OVERFLOW = ("drop", "stop")
+_GUIDES = ("json_schema", "regex", "grammar")  # an answer meets one of these at most; two are files
+_OTHERS = ("max_tokens", "overflow", "lookup", *_GUIDES)
 
 
 class Settings:
@@ -25,54 +20,75 @@ class Settings:
 
     def __init__(self, conversation: Conversation, **sampler: Any) -> None:
         self._conversation = conversation
-        self._sampler = _SAMPLER | sampler
+        self._sampler = SETTINGS | sampler
+        self._shown: dict[str, Any] = {"lookup": bool(conversation.options.get("lookup"))} | dict.fromkeys(_GUIDES)
         self._apply(self._sampler)
 
     @staticmethod
     def names() -> list[str]:
         """What can be set."""
-        return [*_SAMPLER, "max_tokens", "overflow"]
+        return [*SETTINGS, *_OTHERS]
 
     def values(self) -> dict[str, Any]:
         """What is set."""
         others = {"max_tokens": self._conversation.max_tokens, "overflow": self._conversation.overflow}
-        return self._sampler | {"seed": self._conversation.sampler.seed} | others
+        return self._sampler | {"seed": self._conversation.sampler.seed} | others | self._shown
 
     def set(self, name: str, value: str) -> None:
         """Set a value.
 
         Raises:
             ArgumentError: there is no such setting, or the value is out of its range.
+            FileError: it is a file that cannot be read.
         """
-        if name == "overflow":
-            if value not in _OVERFLOW:
-                raise ArgumentError(f"overflow: {value!r}, expected {' or '.join(_OVERFLOW)}")
-            self._conversation.overflow = "drop" if value == "drop" else "stop"
+        if name in SETTINGS:
+            self._apply(self._sampler | {name: read_setting(name, value)})
+        elif name == "overflow":
+            self._conversation.overflow = "drop" if _choice(name, value, _OVERFLOW) == "drop" else "stop"
         elif name == "max_tokens":
-            number = _number(name, value, int)
-            if number < 1:
-                raise ArgumentError(f"max_tokens: {number}, expected at least 1")
-            self._conversation.max_tokens = number
-        elif name in _SAMPLER:
-            kind = float if isinstance(_SAMPLER[name], float) else int
-            self._apply(self._sampler | {name: _number(name, value, kind)})
+            if not value.isdecimal() or int(value) < 1:
+                raise ArgumentError(f"max_tokens: {value}, expected at least 1")
+            self._conversation.max_tokens = int(value)
+        elif name == "lookup":
+            self._conversation.options["lookup"] = _choice(name, value, ("on", "off")) == "on"
+            self._shown["lookup"] = value == "on"
+        elif name in _GUIDES:
+            self._guide(name, value)
         else:
             near = get_close_matches(name, self.names(), 1)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise ArgumentError(f"{name}: no such setting{meant} /show settings lists them")
 
-    def _apply(self, options: dict[str, Any]) -> None:
-        breakers = _breakers(self._conversation.model) if options["dry_multiplier"] else []
-        self._conversation.sampler = Sampler(**options, dry_breakers=breakers)
-        self._sampler = options
+    def _guide(self, name: str, value: str) -> None:
+        """What answers must meet from now on; "none" lets them be."""
+        guide = None if value == "none" else value if name == "regex" else _read(value)
+        options = self._conversation.options
+        if guide is not None:
+            from ..grammar import Matcher
+
+            Matcher(self._conversation.model.tokenizer, **{name: guide})  # so that what is wrong is said now
+        for other in _GUIDES:
+            options.pop(other, None)
+            self._shown[other] = None
+        if guide is not None:
+            options[name] = guide
+            self._shown[name] = value
+
+    def _apply(self, settings: dict[str, Any]) -> None:
+        self._conversation.sampler = make_sampler(self._conversation.model.tokenizer, settings)
+        self._sampler = settings
 
 
-def _breakers(model: Model) -> list[int]:
-    return tokens_with(model.tokenizer)
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ArgumentError(f"{name}: {value!r}, expected {' or '.join(choices)}")
+    return value
 
 
-def _number(name: str, value: str, kind: type[int] | type[float]) -> Any:
+def _read(path: str) -> str:
     try:
-        return kind(value)
-    except ValueError:
-        raise ArgumentError(f"{name}: {value!r} is not a {'whole ' if kind is int else ''}number") from None
+        return Path(path).expanduser().read_text("utf-8")
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{path}: not UTF-8 text, byte {error.start}") from None

@@ -49,6 +49,13 @@ def nothing_is_untyped(model: pykvq.Model, kv: pykvq.KVTypeName) -> None:
         reason: pykvq.FinishReason = result.finish_reason
         first: pykvq.TokenLogprobs = result.logprobs[0]
         print(pieces, reason, first.logprob, first.top_tokens[0], result.acceptance)
+        with pykvq.chat(engine, system="terse", answers={"regex": "yes|no"}) as talk:
+            said: list[str] = [piece.text for piece in talk.ask("Is it?") if not piece.is_thinking]
+            print(said, talk.messages)
+
+
+async def stream(talk: pykvq.Conversation) -> str:
+    return "".join([piece.text async for piece in talk.ask_async("Why?")])
 
 
 async def answer(engine: pykvq.Engine) -> str:
