@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .errors import ArgumentError, UnsupportedError
+from .errors import ArgumentError, FileError, FormatError, UnsupportedError
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -100,6 +101,22 @@ def _schema_text(schema: JSONSchema) -> str:
     if not isinstance(value, Mapping):
         raise ArgumentError("json_schema: it is not an object; {} allows any JSON")
     return json.dumps(value)
+
+
+def read_constraint(name: str, text: str) -> str:
+    """What a user gives for an argument of `Matcher`: an expression; a schema, or its file; the file of a grammar.
+
+    Raises:
+        FileError: the file cannot be read.
+    """
+    if name == "regex" or (name == "json_schema" and text.lstrip().startswith("{")):
+        return text
+    try:
+        return Path(text).expanduser().read_text("utf-8")
+    except OSError as error:
+        raise FileError(f"{text}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{text}: not UTF-8 text, byte {error.start} is 0x{error.object[error.start]:02x}") from None
 
 
 class _Vocabulary:

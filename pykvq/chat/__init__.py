@@ -64,5 +64,8 @@ def chat(
             tools=tools,
         )
         conversation.options.update(answers or {})
+        if isinstance(small := conversation.options.get("draft"), Model):  # whose cache follows the conversation too
+            options = {"ctx": sequence.engine.plan.n_ctx}
+            conversation.options["draft"] = sequence_on(small, options, resources)
         conversation.resources = resources.pop_all()
         return conversation

@@ -39,6 +39,8 @@ def statistics(conversation: Conversation) -> Iterator[str]:
         f"{result.prompt_tokens_per_second:.1f}/s"
     )
     yield f"answer: {len(result.tokens)} tokens, {result.decode_tokens_per_second:.1f}/s ({result.finish_reason})"
+    if result.n_drafted:
+        yield f"guessed: {result.n_accepted} of {result.n_drafted} tokens right ({result.acceptance:.0%})"
     yield status_line(conversation)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError, FileError
+from ..errors import ArgumentError
 from ..sampling import SETTINGS, make_sampler, read_setting
 from .conversation import Conversation
 
@@ -50,8 +49,10 @@ class Settings:
                 raise ArgumentError(f"max_tokens: {value}, expected at least 1")
             self._conversation.max_tokens = int(value)
         elif name == "lookup":
-            self._conversation.options["lookup"] = _choice(name, value, ("on", "off")) == "on"
-            self._shown["lookup"] = value == "on"
+            is_on = _choice(name, value, ("on", "off")) == "on"
+            if is_on and self._conversation.options.get("draft") is not None:
+                raise ArgumentError("lookup: a draft model guesses already")
+            self._conversation.options["lookup"] = self._shown["lookup"] = is_on
         elif name in _GUIDES:
             self._guide(name, value)
         else:
@@ -61,11 +62,11 @@ class Settings:
 
     def _guide(self, name: str, value: str) -> None:
         """What answers must meet from now on; "none" lets them be."""
-        guide = None if value == "none" else value if name == "regex" else _read(value)
-        options = self._conversation.options
-        if guide is not None:
-            from ..grammar import Matcher
+        guide, options = None, self._conversation.options
+        if value != "none":
+            from ..grammar import Matcher, read_constraint
 
+            guide = read_constraint(name, value)
             Matcher(self._conversation.model.tokenizer, **{name: guide})  # so that what is wrong is said now
         for other in _GUIDES:
             options.pop(other, None)
@@ -83,12 +84,3 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ArgumentError(f"{name}: {value!r}, expected {' or '.join(choices)}")
     return value
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text("utf-8")
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ArgumentError(f"{path}: not UTF-8 text, byte {error.start}") from None

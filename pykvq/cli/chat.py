@@ -44,7 +44,14 @@ def chat(
     top_k: options.TopK = 40,
     top_p: options.TopP = 0.95,
     min_p: options.MinP = 0.05,
+    set_: options.Set = None,
     seed: options.Seed = None,
+    json_schema: options.JSONSchema = None,
+    regex: options.Regex = None,
+    grammar: options.Grammar = None,
+    lookup: options.Lookup = False,
+    draft: options.Draft = None,
+    draft_tokens: options.DraftTokens = None,
     ctx: Annotated[
         int | None, Option(min=1, help="Most tokens of the conversation; default: as trained, at most 4096.")
     ] = None,
@@ -71,6 +78,7 @@ def chat(
     from ..chat.conversation import Conversation
     from ..chat.repl import Repl
     from ..chat.settings import Settings
+    from ..generate import DRAFT_LOGITS
 
     settings: EngineOptions = {
         "ctx": ctx,
@@ -82,8 +90,16 @@ def chat(
         "kv_layers": kv_layers,
         "kv_sink": kv_sink,
         "kv_tail": kv_tail,
+        "logits": DRAFT_LOGITS,  # for /set lookup
     }
-    with pykvq.Model.open(common.fetch(model)) as opened:  # which closes its engines
+    to_set = common.read_settings(set_)
+    to_set |= {
+        name: text for name, text in (("json_schema", json_schema), ("regex", regex), ("grammar", grammar)) if text
+    }
+    with (
+        pykvq.Model.open(common.fetch(model)) as opened,  # which closes its engines
+        common.answer_options(lookup=lookup, draft=draft, draft_tokens=draft_tokens) as answers,
+    ):
         common.use_template(opened, template)
 
         def open_sequence(kv: str) -> Sequence:
@@ -98,7 +114,12 @@ def chat(
             thinking=think,
             tools=functions,
         )
+        conversation.options.update(answers)
+        if isinstance(small := answers.get("draft"), pykvq.Model):  # whose cache follows the conversation too
+            conversation.options["draft"] = pykvq.Engine(small, ctx=conversation.sequence.engine.plan.n_ctx).sequence()
         sampling = Settings(conversation, temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+        for name, value in to_set.items():
+            sampling.set(name, value)
         console = _console(conversation)
         if template is None and (note := common.describe_template(opened)):
             console.note(note)

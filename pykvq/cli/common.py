@@ -21,7 +21,7 @@ from ..errors import ArgumentError, FileError, FormatError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..generate import Generation
+    from ..generate import GenerateOptions, Generation
     from ..model import Model
     from ..results import Columns, ResultFile, Row
 
@@ -58,6 +58,39 @@ def use_template(model: Model, name: str | None) -> None:
         model.chat_template = ChatTemplate(read_file(Path(name)), special_tokens(model.tokenizer))
     else:
         model.chat_template = ChatTemplate.named(name, model.tokenizer)
+
+
+def read_settings(settings: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE each."""
+    pairs = [setting.partition("=") for setting in settings or ()]
+    if wrong := next(
+        (setting for setting, (_, _, value) in zip(settings or (), pairs, strict=True) if not value), None
+    ):
+        raise typer.BadParameter(f"--set {wrong}: expected NAME=VALUE, as in --set typical_p=0.9")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+@contextmanager
+def answer_options(
+    *,
+    lookup: bool,
+    draft: str | None,
+    draft_tokens: int | None,
+    **constraints: str | None,
+) -> Generator[GenerateOptions, None, None]:
+    """The options of `generate` that flags ask for, and the draft model while it is needed."""
+    from ..grammar import read_constraint
+    from ..model import Model
+
+    given = {name: read_constraint(name, read_argument(text, name)) for name, text in constraints.items() if text}
+    options: GenerateOptions = {"lookup": lookup, "draft_tokens": draft_tokens}
+    options.update(cast("GenerateOptions", given))
+    if draft is None:
+        yield options
+        return
+    with Model.open(fetch(draft)) as small:
+        options["draft"] = small
+        yield options
 
 
 def describe_template(model: Model) -> str | None:

@@ -48,6 +48,13 @@ def devices(incomplete: str) -> Found:
     return [(name, about) for name, about in DEVICES.items() if name.startswith(incomplete)]
 
 
+def settings(incomplete: str) -> Found:
+    """Settings of the sampler, with their defaults."""
+    from ..sampling import SETTINGS
+
+    return [(f"{name}=", f"default {value}") for name, value in SETTINGS.items() if name.startswith(incomplete)]
+
+
 def templates(incomplete: str) -> Found:
     """Built-in chat templates."""
     from ..fallback_templates import FALLBACKS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +23,7 @@ pykvq generate smollm2 -p "Why is the sky blue?"
 pykvq generate smollm2 --raw -p "Once upon a time" -n 100 --temp 0.8
 pykvq generate smollm2 --file notes.txt --system "Summarize in one sentence." --kv tier2
 pykvq generate smollm2 -p "A city, as JSON." --json-schema city.schema.json
+pykvq generate smollm2 -p "Name a color." --regex "(red|green|blue)"
 git diff | pykvq generate model.gguf --kv kivi4 --ctx 32768 --json
 """
 
@@ -47,16 +47,18 @@ def generate(
     max_tokens: Annotated[int, Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")] = 512,
     stop: Annotated[list[str] | None, Option(help="Stop before this text; may be repeated.")] = None,
     ignore_eos: Annotated[bool, Option("--ignore-eos", help="Go on after the model's end token.")] = False,
-    json_schema: options.JsonSchema = None,
-    regex: options.Regex = None,
-    grammar: options.Grammar = None,
-    lookup: options.Lookup = False,
-    draft: options.Draft = None,
     temp: options.Temp = 0.2,
     top_k: options.TopK = 40,
     top_p: options.TopP = 0.95,
     min_p: options.MinP = 0.05,
+    set_: options.Set = None,
     seed: options.Seed = None,
+    json_schema: options.JSONSchema = None,
+    regex: options.Regex = None,
+    grammar: options.Grammar = None,
+    lookup: options.Lookup = False,
+    draft: options.Draft = None,
+    draft_tokens: options.DraftTokens = None,
     ctx: Annotated[
         int | None,
         Option(
@@ -89,23 +91,31 @@ def generate(
 
     import pykvq
 
-    with ExitStack() as stack, pykvq.Model.open(common.fetch(model)) as opened:
+    from ..sampling import make_sampler, read_setting
+
+    settings = {name: read_setting(name, value) for name, value in common.read_settings(set_).items()}
+    settings = {"temp": temp, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed} | settings
+    with (
+        pykvq.Model.open(common.fetch(model)) as opened,
+        common.answer_options(
+            json_schema=json_schema,
+            regex=regex,
+            grammar=grammar,
+            lookup=lookup,
+            draft=draft,
+            draft_tokens=draft_tokens,
+        ) as answers,
+    ):
         common.use_template(opened, template)
         variables = {} if think is None else {"enable_thinking": think}
         tokens = _prompt_tokens(opened, text, chat, system, tools=common.read_tools(tools), **variables)
-        guesser = stack.enter_context(pykvq.Model.open(common.fetch(draft))) if draft else None
         with pykvq.generate(
             opened,
             tokens,
             max_tokens=max_tokens,
-            sampler=pykvq.Sampler(temp, top_k, top_p, min_p, seed),
+            sampler=make_sampler(opened.tokenizer, settings),
             stop=stop or (),
             ignore_eog=ignore_eos,
-            json_schema=json_schema and common.read_file(json_schema),
-            regex=regex,
-            grammar=grammar and common.read_file(grammar),
-            lookup=lookup,
-            draft=guesser,
             ctx=ctx or min(opened.info.n_ctx_train, max(4096, len(tokens) + max_tokens)),
             threads=threads,
             device=device,
@@ -115,6 +125,7 @@ def generate(
             kv_layers=kv_layers,
             kv_sink=kv_sink,
             kv_tail=kv_tail,
+            **answers,
         ) as generation:
             if verbose:
                 _print_plan(generation)

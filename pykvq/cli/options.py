@@ -66,22 +66,6 @@ KVSink = Annotated[int | None, Option("--kv-sink", min=0, help="First tokens tha
 KVTail = Annotated[int | None, Option("--kv-tail", min=0, help="Newest tokens that stay in f16.")]
 
 # Answers
-JsonSchema = Annotated[
-    Path | None,
-    Option("--json-schema", help="Answer with JSON that this schema allows: a file.  [needs pykvq\\[grammar]]"),
-]
-Regex = Annotated[str | None, Option(help="Answer with what this regular expression matches.")]
-Grammar = Annotated[Path | None, Option(help="Answer in the language of this Lark grammar: a file.")]
-Lookup = Annotated[
-    bool, Option("--lookup", help="Guess tokens by what followed the same tokens before; the text is the same, sooner.")
-]
-Draft = Annotated[
-    str | None,
-    Option(
-        help="Guess tokens with this smaller model of the same vocabulary; the text is the same, sooner.",
-        autocompletion=complete.models,
-    ),
-]
 System = Annotated[str | None, Option(help="System message.")]
 Template = Annotated[
     str | None,
@@ -101,4 +85,39 @@ Temp = Annotated[float, Option(help="Temperature; 0: always the likeliest token.
 TopK = Annotated[int, Option(help="Keep the k likeliest tokens; 0: off.")]
 TopP = Annotated[float, Option(help="Keep the likeliest tokens of this total probability; 1: off.")]
 MinP = Annotated[float, Option(help="Drop tokens below this part of the likeliest one's probability; 0: off.")]
+Set = Annotated[
+    list[str] | None,
+    Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Another setting of the sampler, as /set in chat knows it, such as typical_p=0.9, mirostat=2 or "
+        "dry_multiplier=0.8; may be repeated.",
+        autocompletion=complete.settings,
+    ),
+]
 Seed = Annotated[int | None, Option(help="Of the random numbers; default: drawn, and shown.")]
+
+# How answers are made
+JSONSchema = Annotated[
+    str | None,
+    Option(
+        "--json-schema", metavar="FILE|SCHEMA", help="Answer in JSON that this schema allows.  [needs pykvq\\[grammar]]"
+    ),
+]
+Regex = Annotated[str | None, Option(help="Answer what this regular expression matches.")]
+Grammar = Annotated[str | None, Option(metavar="FILE", help="Answer in the language of this Lark grammar.")]
+Lookup = Annotated[
+    bool, Option("--lookup", help="Guess tokens by what followed before; the same text, faster where it repeats.")
+]
+Draft = Annotated[
+    str | None,
+    Option(
+        metavar="MODEL",
+        help="Guess tokens with this smaller model of the same vocabulary; the same text.",
+        autocompletion=complete.models,
+    ),
+]
+DraftTokens = Annotated[
+    int | None,
+    Option(min=1, max=15, help="Most tokens to guess at a time; default: 15 for --lookup, 6 for --draft."),
+]
