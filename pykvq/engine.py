@@ -132,7 +132,7 @@ class Engine:
 
     def __init__(self, model: Model, **options: Unpack[EngineOptions]) -> None:
         self._lock = threading.RLock()  # held by the thread that uses the engine
-        self._step_lock = threading.Lock()  # of what cancel looks at:
+        self._step_lock = threading.RLock()  # of what cancel looks at, maybe in a signal handler of the same thread:
         self._stepping: list[Sequence] = []
         self._is_closing = False
         self._sequences: weakref.WeakSet[Sequence] = weakref.WeakSet()

@@ -97,9 +97,13 @@ def test_asking_in_tasks(talk):
     async def ask() -> str:
         return "".join([piece.text async for piece in talk.ask_async("the")])
 
+    async def begin(has_begun: asyncio.Event) -> None:
+        async for _ in talk.ask_async("the"):
+            has_begun.set()
+
     async def give_up() -> None:
-        task = asyncio.create_task(ask())
-        await asyncio.sleep(0.02)
+        task = asyncio.create_task(begin(has_begun := asyncio.Event()))
+        await has_begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

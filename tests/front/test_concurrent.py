@@ -74,14 +74,14 @@ def test_cancelling_one_leaves_the_others(engine, expected):
 
 
 def test_a_cancelled_task_gives_its_sequence_back(engine):
-    async def begin() -> None:
+    async def begin(has_begun: asyncio.Event) -> None:
         async with pykvq.generate(engine, "the", max_tokens=200, ignore_eog=True) as generation:
             async for _ in generation:
-                pass
+                has_begun.set()
 
     async def cancel() -> None:
-        task = asyncio.create_task(begin())
-        await asyncio.sleep(0.02)
+        task = asyncio.create_task(begin(has_begun := asyncio.Event()))
+        await has_begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
