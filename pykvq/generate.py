@@ -118,6 +118,11 @@ class Generation(Iterator[str]):
         self._turn = threading.RLock()  # of whoever advances or closes the iteration
         self._pieces = self._run()
 
+    @property
+    def sequence(self) -> Sequence:
+        """What holds the prompt and the answer."""
+        return self._sequence
+
     def __iter__(self) -> Generation:
         return self
 

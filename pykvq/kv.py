@@ -28,6 +28,8 @@ KVTypeName: TypeAlias = Literal[
     "tier2",
 ]
 
+SMALL = 10**9  # parameters: models of fewer show every lost bit
+
 
 class KVType(NamedTuple):
     """What the `kv` option of an engine takes."""
@@ -36,6 +38,7 @@ class KVType(NamedTuple):
     summary: str  # when to use it
     sink: int  # first tokens that stay in f16, unless set otherwise
     tail: int | None  # newest tokens that stay in f16; None: all of them
+    instead: str | None  # what models of under SMALL parameters should take instead
 
 
 def kv_types() -> list[KVType]:
@@ -45,5 +48,14 @@ def kv_types() -> list[KVType]:
     for i in range(lib.pykvq_n_kv_types()):
         check(lib.pykvq_kv_type_at(i, raw))
         tail = None if raw.tail == 2**32 - 1 else int(raw.tail)
-        types.append(KVType(text(raw.name), text(raw.summary), int(raw.sink), tail))
+        instead = text(raw.instead) if raw.instead else None
+        types.append(KVType(text(raw.name), text(raw.summary), int(raw.sink), tail, instead))
     return types
+
+
+def unfit(n_params: int, type_k: str) -> str | None:
+    """In words, why a model of so many parameters should store its keys otherwise; None: this type suits it."""
+    instead = next((kv.instead for kv in kv_types() if kv.name == type_k), None)
+    if instead is None or n_params >= SMALL:
+        return None
+    return f"{type_k} changes more than one in ten likeliest tokens of models this small; {instead} loses less"

@@ -181,6 +181,28 @@ def normalized(side: str, bits: int, rule: str, metadata: str, head_dim: int) ->
     return ByTile(bits + extra, keys if side == "k" else values)
 
 
+def tier_keys(kv: str, metadata: str, head_dim: int) -> ByTile:
+    """The keys of a tier type."""
+    tiers = {"tier2": ((4, 1), (2, 1), (1, 2)), "tier3": ((4, 1), (3, 2), (2, 1))}[
+        kv
+    ]  # (bits, quarters of the channels)
+
+    def through(x: F32) -> Any:
+        factor, _ = kvarn.normal_factors(x)
+        normal = kvarn.divide_tokens(x, factor)
+        order, back, first = np.argsort(-normal.var(0), kind="stable"), np.empty_like(x), 0
+        for bits, quarters in tiers:
+            places = order[first : first + quarters * head_dim // 4]
+            back[:, places] = uniform(normal[:, places], bits, "norm", TILE, metadata)
+            first += len(places)
+        factor = kvarn.refit_tokens(x, back, factor).astype(np.float32)
+        return factor[:, None] * back
+
+    plain = Codec(kv, "k", head_dim).bits
+    saved = metadata_bits("16 bits", TILE, 0) - metadata_bits(metadata, TILE, TILE * head_dim // len(tiers))
+    return ByTile(plain - saved, through)
+
+
 def turbo(bits: int, rule: str, head_dim: int) -> ByTile:
     """A side of a turbo type; the rule "raw norm" is that of the paper."""
     centroids = CENTROIDS[bits]
@@ -214,6 +236,8 @@ def metadata(types: list[str], head_dim: int, options: argparse.Namespace) -> It
                     cache.v = kivi("v", bits, "unbiased", group, name, head_dim)
                 else:
                     cache.k, cache.v = (normalized(side, bits, "unbiased", name, head_dim) for side in "kv")
+                if kv.startswith("tier"):
+                    cache.k = tier_keys(kv, name, head_dim)
                 yield kv, f"groups of {group}, {name}", cache
 
 
@@ -255,7 +279,7 @@ def key_bias(types: list[str], head_dim: int, options: argparse.Namespace) -> It
 QUESTIONS: dict[str, tuple[Callable[..., Iterator[Variant]], list[str]]] = {
     "signs": (signs, ["turbo4", "turbo3"]),
     "rotation": (rotation, [*ROTATED, "kivi4", "kivi2", "tier2"]),
-    "metadata": (metadata, ["kivi2", "kivi4", "kvarn2", "kvarn4"]),
+    "metadata": (metadata, ["kivi2", "kivi4", "kvarn2", "kvarn4", "tier2"]),
     "scale": (scale, ["turbo4", "turbo2", "kivi2", "kvarn4", "kvarn2"]),
     "key_bias": (key_bias, ["turbo4", "kivi2", "tier2"]),
 }

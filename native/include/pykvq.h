@@ -187,6 +187,8 @@ typedef struct pykvq_kv_type {
     const char *name;    /* what --kv takes: "kivi2" */
     const char *summary; /* one line: when to use it */
     uint32_t sink, tail; /* default tokens kept in f16; tail UINT32_MAX: never encoded */
+    const char *instead; /* what models of under 1e9 parameters should take instead: with this type, their likeliest next
+                            token was another one more than once in ten; NULL: it suits them */
 } pykvq_kv_type;
 
 PYKVQ_API uint32_t pykvq_n_kv_types(void);

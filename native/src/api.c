@@ -171,7 +171,7 @@ pykvq_status pykvq_kv_type_at(uint32_t i, pykvq_kv_type *out) {
     if (i >= kvq_kv_type_count())
         return kvq_fail(PYKVQ_E_ARGUMENT, "KV type %u: there are %u", i, kvq_kv_type_count());
     const kvq_kv_type *type = kvq_kv_type_at(i);
-    *out = (pykvq_kv_type){type->name, type->summary, type->sink, type->tail};
+    *out = (pykvq_kv_type){type->name, type->summary, type->sink, type->tail, type->instead};
     return PYKVQ_OK;
 }
 

@@ -117,6 +117,7 @@ def chat(
         conversation.options.update(answers)
         if isinstance(small := answers.get("draft"), pykvq.Model):  # whose cache follows the conversation too
             conversation.options["draft"] = pykvq.Engine(small, ctx=conversation.sequence.engine.plan.n_ctx).sequence()
+        common.warn_if_unfit(conversation.sequence)
         sampling = Settings(conversation, temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
         for name, value in to_set.items():
             sampling.set(name, value)

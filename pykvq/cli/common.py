@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..generate import GenerateOptions, Generation
+    from ..engine import Sequence
     from ..model import Model
     from ..results import Columns, ResultFile, Row
 
@@ -197,6 +198,16 @@ def dimmed(line: str) -> str:
     """A line beside the answer, for standard error."""
     is_plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return line if is_plain else f"\x1b[2m{line}\x1b[0m"
+
+
+def warn_if_unfit(sequence: Sequence) -> None:
+    """Say so, once, if keys are stored in a way that is known to hurt models like this one."""
+    from ..kv import unfit
+
+    n_params = sequence.engine.model.info.n_params
+    for type_k in dict.fromkeys(layer.type_k for layer in sequence.kv_layers()):
+        if words := unfit(n_params, type_k):
+            print(f"pykvq: warning: {words}", file=sys.stderr)
 
 
 def mib(n_bytes: float) -> str:

@@ -127,6 +127,7 @@ def generate(
             kv_tail=kv_tail,
             **answers,
         ) as generation:
+            common.warn_if_unfit(generation.sequence)
             if verbose:
                 _print_plan(generation)
             with common.on_interrupt(generation.cancel), common.reading(generation) as is_read:

@@ -5,6 +5,8 @@ import json
 import pytest
 from command import run
 
+import pykvq
+
 PROMPT = ("--prompt", "the", "--max-tokens", "12", "--ignore-eos")
 
 
@@ -183,3 +185,13 @@ def test_templates_and_tools(tiny_llama_without_template, tiny_llama, tmp_path):
     assert n_prompt_tokens(tiny_llama, "--template", tmp_path / "own.jinja", "--think") == own - 1  # True, not False
     result = run("generate", tiny_llama, *PROMPT, "--raw", "--think")
     assert (result.code, result.out) == (2, "")
+
+
+def test_a_type_that_hurts_small_models_is_named(tiny_llama):
+    command = ["generate", tiny_llama, "--prompt", "the", "--max-tokens", "2"]
+    kv = next(kv for kv in pykvq.kv_types() if kv.instead)
+    result = run(*command, "--kv", kv.name)
+    assert result.code == 0
+    assert f"warning: {kv.name} " in result.err
+    assert f"{kv.instead} loses less" in result.err
+    assert "warning" not in run(*command, "--kv", kv.instead).err

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import pykvq
+
 BENCH = Path(__file__).parents[2] / "tools" / "bench"
 
 
@@ -43,3 +45,16 @@ def test_a_changed_figure_changes_the_page(report, monkeypatch, tmp_path):
 def test_an_unknown_table_is_an_error(report):
     with pytest.raises(KeyError, match="nonsense"):
         report.render("<!-- nonsense -->\n<!-- end -->")
+
+
+def test_types_that_small_models_should_not_use_are_those_that_were_measured_so(report):
+    """The warning's rule: another likeliest token more than once in ten, on some model of under SMALL parameters."""
+    small = [row for row in report.divergences(ctx=2048, batch=64) if report.short(row) in report.SMALL]
+    rows = [row for row in small if "/" not in row["kv"] and not row["kv"].startswith("llama.cpp")]
+    unfit = {row["kv"] for row in rows if row["same_top"] < 0.9}
+    assert unfit == {kv.name for kv in pykvq.kv_types() if kv.instead}
+    loss = {(report.short(row), row["kv"]): row["mean_kl"] for row in rows}
+    for kv in pykvq.kv_types():
+        for model in report.SMALL:
+            if kv.instead and (model, kv.name) in loss and (model, kv.instead) in loss:
+                assert loss[model, kv.instead] < loss[model, kv.name]

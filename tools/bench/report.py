@@ -21,6 +21,7 @@ MODELS = {  # begin of the file's sha256, in the order of the report: name
     "1d9614638d18": "Qwen2.5-Coder-0.5B",  # instruct, Q4_K_M
     "cc324af070c2": "Qwen2.5-Coder-1.5B",  # instruct, Q4_K_M
 }
+SMALL = ("SmolLM2-135M", "Qwen2.5-Coder-0.5B")  # under a billion parameters
 SETTINGS = ("kv_k", "kv_v", "kv_layers", "kv_sink", "kv_tail")
 
 Groups = dict[Any, list[Row]]
@@ -34,7 +35,7 @@ def results(*tasks: str) -> list[Row]:
     newest: dict[str, Row] = {}
     for path in sorted(HERE.glob("*.jsonl")):
         for row in read_rows(path):
-            if row["task"] in tasks:
+            if row.get("task") in tasks and _hash(row) in MODELS:
                 what = [row.get(n) for n in ("question", "variant", "device", "n_prompt", "n_gen", "n_depth", "n_seqs")]
                 key = json.dumps([row["task"], row["kv"], row["model"]["sha256"], row["setting"], what])
                 if key not in newest or newest[key]["date"] <= row["date"]:

@@ -33,6 +33,7 @@ typedef struct kvq_kv_type {
     const char *name, *summary;
     const kvq_codec *k, *v;
     uint32_t sink, tail; /* default tokens in f16; tail UINT32_MAX: tiles are never encoded */
+    const char *instead; /* what small models should take instead; NULL: this one suits them (tools/bench/REPORT.md) */
 } kvq_kv_type;
 
 uint32_t kvq_kv_type_count(void);
