@@ -21,8 +21,8 @@ from ..errors import ArgumentError, FileError, FormatError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..generate import GenerateOptions, Generation
     from ..engine import Sequence
+    from ..generate import GenerateOptions, Generation
     from ..model import Model
     from ..results import Columns, ResultFile, Row
 
