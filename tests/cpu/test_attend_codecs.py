@@ -196,3 +196,16 @@ def test_threads_do_not_change_a_bit(isa, name):
     for n_q in (1, 50):
         inputs = random_inputs(7, 2000, n_q, 6, 2, 64)
         assert_array_equal(attend(*inputs, name, name), attend(*inputs, name, name, n_threads=3))
+
+
+@pytest.mark.parametrize("kv", TYPES)
+def test_a_draft_gives_the_bits_of_one_token(isa, kv):
+    """For every shape: the last of up to 16 queries within a tile, and alone."""
+    rng = np.random.default_rng(31)
+    for n_head, n_head_kv, head_dim in ((6, 3, 64), (14, 2, 64), (20, 1, 128), (8, 8, 96)):
+        n_kv = 64 * int(rng.integers(2, 24)) + int(rng.integers(16, 65))
+        n_q = int(rng.integers(2, 17))
+        q, k, v = random_inputs(7, n_kv, n_q, n_head, n_head_kv, head_dim)
+        options = {"sink": 64, "tail": 64, "n_threads": 2}
+        many = attend(q, k, v, kv, kv, **options)
+        assert_array_equal(many[-1:], attend(q[-1:].copy(), k, v, kv, kv, **options), f"{n_head} heads, {n_kv} tokens")
