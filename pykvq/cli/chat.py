@@ -100,7 +100,7 @@ def chat(
         pykvq.Model.open(common.fetch(model)) as opened,  # which closes its engines
         common.answer_options(lookup=lookup, draft=draft, draft_tokens=draft_tokens) as answers,
     ):
-        common.use_template(opened, template)
+        template_note = common.use_template(opened, template)
 
         def open_sequence(kv: str) -> Sequence:
             others: EngineOptions = {"kv": kv, "kv_k": None, "kv_v": None, "kv_layers": None}
@@ -122,8 +122,8 @@ def chat(
         for name, value in to_set.items():
             sampling.set(name, value)
         console = _console(conversation)
-        if template is None and (note := common.describe_template(opened)):
-            console.note(note)
+        if template_note:
+            console.note(template_note)
         if load is not None and (refusal := conversation.load(load)):
             console.note(f"the cache is computed again: {refusal}")
         Repl(conversation, sampling, console, common.on_interrupt, open_sequence).run()

@@ -49,16 +49,22 @@ def read_file(path: Path) -> str:
     return decode(data, str(path))
 
 
-def use_template(model: Model, name: str | None) -> None:
-    """Let a model use another chat template: a jinja file, or a built-in one."""
+def use_template(model: Model, name: str | None) -> str | None:
+    """Let a model use another chat template: a jinja file, or a built-in one.
+
+    Returns:
+        a note, if nothing was asked for and a built-in one has taken the place of the file's.
+    """
     from ..chat_template import ChatTemplate, special_tokens
 
     if name is None:
-        return
+        chosen = model.chat_template and model.chat_template.fallback
+        return chosen and f"the file has no chat template; going by its vocabulary, {chosen} is used"
     if name.endswith((".jinja", ".j2")) or "/" in name or Path(name).is_file():
         model.chat_template = ChatTemplate(read_file(Path(name)), special_tokens(model.tokenizer))
     else:
         model.chat_template = ChatTemplate.named(name, model.tokenizer)
+    return None
 
 
 def read_settings(settings: list[str] | None) -> dict[str, str]:
@@ -92,14 +98,6 @@ def answer_options(
     with Model.open(fetch(draft)) as small:
         options["draft"] = small
         yield options
-
-
-def describe_template(model: Model) -> str | None:
-    """Which built-in chat template was chosen, if one was."""
-    template = model.chat_template
-    if template is None or template.fallback is None or model.tokenizer.chat_template is not None:
-        return None
-    return f"the file has no chat template; going by its vocabulary, {template.fallback} is used"
 
 
 def read_tools(path: Path | None) -> list[dict[str, Any]] | None:

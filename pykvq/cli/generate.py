@@ -106,9 +106,14 @@ def generate(
             draft_tokens=draft_tokens,
         ) as answers,
     ):
-        common.use_template(opened, template)
-        variables = {} if think is None else {"enable_thinking": think}
-        tokens = _prompt_tokens(opened, text, chat, system, tools=common.read_tools(tools), **variables)
+        note = common.use_template(opened, template)
+        if _is_chat(opened, chat):
+            variables = {} if think is None else {"enable_thinking": think}
+            tokens = _chat_tokens(opened, text, system, tools=common.read_tools(tools), **variables)
+            if note:
+                print(common.dimmed(note), file=sys.stderr)
+        else:
+            tokens = opened.tokenizer.encode(text, parse_special=True)
         with pykvq.generate(
             opened,
             tokens,
@@ -155,12 +160,13 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     return text
 
 
-def _prompt_tokens(model: Model, text: str, chat: bool | None, system: str | None, **variables: Any) -> list[int]:
+def _is_chat(model: Model, chat: bool | None) -> bool:
+    """Whether to use the template: as asked for, or if the file has one of its own."""
     template = model.chat_template
-    if chat is False or (chat is None and (template is None or template.fallback is not None)):
-        return model.tokenizer.encode(text, parse_special=True)
-    if note := common.describe_template(model):
-        print(note, file=sys.stderr)
+    return (template is not None and template.fallback is None) if chat is None else chat
+
+
+def _chat_tokens(model: Model, text: str, system: str | None, **variables: Any) -> list[int]:
     messages = [{"role": "system", "content": system}] if system is not None else []
     return model.chat_tokens([*messages, {"role": "user", "content": text}], **variables)
 
