@@ -112,12 +112,18 @@ def _fed(row: Row) -> str:
     return "one at a time" if batch == 1 else f"{batch} per step"
 
 
+def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Of each type the newest row of each depth, by depth."""
+    newest = {(row["kv"], row["n_depth"]): row for row in sorted(rows, key=lambda row: row["date"])}
+    return _groups([newest[key] for key in sorted(newest, key=lambda key: key[1])], lambda row: row["kv"])
+
+
 def _speed(rows: Sequence[Row]) -> Figure:
     """Decoded tokens per second against depth, with the spread of the repeats."""
     groups = _groups(rows, lambda row: f"{row['model']['file']}, {row['device']}, {row['n_seqs']} sequences")
     figure, axes = _axes(list(groups))
     for one, group in zip(axes, groups.values(), strict=True):
-        for kv, line in _groups(group, lambda row: row["kv"]).items():
+        for kv, line in _lines(group).items():
             depths = [row["n_depth"] for row in line]
             one.plot(depths, [row["median_ts"] for row in line], marker="o", label=kv)
             one.fill_between(depths, [row["min_ts"] for row in line], [row["max_ts"] for row in line], alpha=0.15)
@@ -132,7 +138,7 @@ def _memory(rows: Sequence[Row]) -> Figure:
     groups = _groups(rows, lambda row: f"{row['model']['file']}, {row['n_seqs']} sequences")
     figure, axes = _axes(list(groups))
     for one, group in zip(axes, groups.values(), strict=True):
-        for kv, line in _groups(group, lambda row: row["kv"]).items():
+        for kv, line in _lines(group).items():
             one.plot(
                 [row["n_depth"] for row in line], [row["n_kv_bytes"] / 2**20 for row in line], marker="o", label=kv
             )

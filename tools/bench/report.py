@@ -105,7 +105,9 @@ def sources(rows: Sequence[Row]) -> str:
 
 def _command(command: str) -> str:
     """Without what does not change a figure, or differs between the rows of a table."""
-    command = re.sub(r" --(save|threads|kv|question|task) \S+( (?!-)\S+)*", "", command).replace(" --json", "")
+    command = re.sub(
+        r" --(save|threads|kv|kv-sink|kv-tail|kv-layers|question|task) \S+( (?!-)\S+)*", "", command
+    ).replace(" --json", "")
     return command.replace("__main__.py", "pykvq")
 
 
@@ -121,7 +123,7 @@ def titled(title: str, columns: Columns, rows: Sequence[Row]) -> str:
 
 def number(x: float) -> str:
     """Three significant digits, without an exponent."""
-    return f"{x:.3g}" if x >= 1e-4 else f"{x:.1e}"
+    return f"{x:.3g}" if x == 0 or x >= 1e-4 else f"{x:.1e}"
 
 
 KL: Columns = {
