@@ -5,7 +5,7 @@
  *
  * Compiled once per head_dim (KVQ_HEAD_DIM), so that the compilations run side by side.
  */
-#include "attend.cuh"
+#include "levels.cuh"
 
 namespace {
 
@@ -129,11 +129,16 @@ __device__ __forceinline__ void cap_and_mask(const unit_state<NT> &w, int pos, f
 #define SCORE_CHANNEL(bits, groups, token)                                                                                 \
     score_channel<HD, NT, NB, bits, groups, token>(codes, meta, b0, w.cols, w.lane, s)
 
+#define SCORE_LEVELS(type) score_levels<HD, NT, NB, type>(codes, meta, b0, w.cols, w.lane, s)
+
 template <int NT, int NB>
 __device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta,
                                       int b0, float (&s)[NB][NT][4]) {
     if constexpr (NB == 2) { /* 8 bits against 8 bits */
-        score_token<HD, NT, NB, 8, 32, 128>(codes, meta, b0, w.cols, w.lane, s);
+        if (path == PATH_FP8)
+            SCORE_LEVELS(E4M3);
+        else
+            score_token<HD, NT, NB, 8, 32, 128>(codes, meta, b0, w.cols, w.lane, s);
         return;
     }
     switch (path) {
@@ -158,10 +163,24 @@ __device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, co
     case PATH_TOKEN_4:
         score_token<HD, NT, NB, 4, 32, 8>(codes, meta, b0, w.cols, w.lane, s);
         break;
+    case PATH_TURBO_2:
+        SCORE_LEVELS(TURBO_2);
+        break;
+    case PATH_TURBO_3:
+        SCORE_LEVELS(TURBO_3);
+        break;
+    case PATH_TURBO_4:
+        SCORE_LEVELS(TURBO_4);
+        break;
+    case PATH_NVFP4:
+        SCORE_LEVELS(E2M1);
+        break;
     default:
         if constexpr (NB == 1) {
             if (path == PATH_F16)
                 score_f16<HD, NT, NB>(codes, w.cols, w.lane, s);
+            else if (path == PATH_FP8)
+                SCORE_LEVELS(E4M3);
             else
                 score_token<HD, NT, NB, 8, 32, 128>(codes, meta, b0, w.cols, w.lane, s);
         }
@@ -169,12 +188,16 @@ __device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, co
 }
 
 #define MIX_TOKEN(bits, g, zero, channel) mix_token<HD, NT, NB, bits, g, zero, channel>(codes, meta, b0, p, w.lane, out)
+#define MIX_LEVELS(type) mix_levels<HD, NT, NB, type>(codes, meta, b0, p, w.lane, out)
 
 template <int NT, int NB>
 __device__ __forceinline__ void mix(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta,
                                     int b0, uint2 keep, const uint32_t (&p)[NB][NT][2], output_block<HD, NT> &out) {
     if constexpr (NB == 2) {
-        MIX_TOKEN(8, 32, false, false);
+        if (path == PATH_FP8)
+            MIX_LEVELS(E4M3);
+        else
+            MIX_TOKEN(8, 32, false, false);
         return;
     }
     switch (path) {
@@ -199,10 +222,24 @@ __device__ __forceinline__ void mix(const unit_state<NT> &w, uint32_t path, cons
     case PATH_TOKEN_4:
         MIX_TOKEN(4, 32, false, false);
         break;
+    case PATH_TURBO_2:
+        MIX_LEVELS(TURBO_2);
+        break;
+    case PATH_TURBO_3:
+        MIX_LEVELS(TURBO_3);
+        break;
+    case PATH_TURBO_4:
+        MIX_LEVELS(TURBO_4);
+        break;
+    case PATH_NVFP4:
+        MIX_LEVELS(E2M1);
+        break;
     default:
         if constexpr (NB == 1) {
             if (path == PATH_F16)
                 mix_f16<HD, NT, NB>(codes, p, keep, w.lane, out);
+            else if (path == PATH_FP8)
+                MIX_LEVELS(E4M3);
             else
                 MIX_TOKEN(8, 32, false, false);
         }
@@ -327,7 +364,6 @@ __device__ void merge_warps(const unit_state<NT> &w, const tile_side &v, output_
         max_sum[N_COLS + threadIdx.x] = sum;
     }
     __syncthreads();
-    float codes = v.bits == 16 ? 1.0f : v.bits == 4 ? (float)(1 << 20) : v.bits == 2 ? (float)(1 << 18) : (float)(1 << 24);
     int group = v.path == PATH_AFFINE_2_G64 ? 64 : 32;
     float zero_factor = v.offset > 0 ? -(float)v.offset : 1.0f;
     float *mine = o + w.warp * N_COLS * LD; /* one copy per warp, then their sum */
@@ -343,7 +379,7 @@ __device__ void merge_warps(const unit_state<NT> &w, const tile_side &v, output_
                 float zero = __shfl_sync(~0u, out.zero[nt][c], 16 * j / group % 8 * 4 + w.lane % 4) * zero_factor;
 #pragma unroll
                 for (int half = 0; half < 2; half++)
-                    mine[col * LD + 16 * j + w.lane / 4 + 8 * half] = (out.o[j][nt][c + 2 * half] * codes + zero) * factor;
+                    mine[col * LD + 16 * j + w.lane / 4 + 8 * half] = (out.o[j][nt][c + 2 * half] * v.unit + zero) * factor;
             }
         }
     __syncthreads();
@@ -466,7 +502,7 @@ template <int NT> __device__ void run_unit(const attend_args &a, uint32_t unit, 
         out.max[nt][0] = out.max[nt][1] = NO_MAX;
         out.sum[nt][0] = out.sum[nt][1] = 0.0f;
     }
-    tile_side raw = {PATH_F16, 16, 0, 16, HD * 32, 0, 0};
+    tile_side raw = {PATH_F16, 16, 0, 16, HD * 32, 0, 0, 1.0f};
     tile_side k = w.u.coded ? a.k : raw, v = w.u.coded ? a.v : raw;
 #ifdef KVQ_ONLY_K /* one pair alone: a test counts its instructions */
     k.path = KVQ_ONLY_K, v.path = KVQ_ONLY_V;

@@ -137,7 +137,10 @@ static uint32_t family_of(const kvq_codec *codec) {
     return codec->bits == 16    ? FAMILY_F16
            : !codec->rotated    ? FAMILY_KIVI
            : codec->group == 32 ? FAMILY_BLOCKS
-                                : FAMILY_KVARN;
+           : codec->group == 16 ? FAMILY_NVFP4
+           : codec->group == 64 ? FAMILY_KVARN
+           : codec->bits == 8   ? FAMILY_FP8
+                                : FAMILY_TURBO;
 }
 
 /* The canonical tile that the GPU's bytes stand for. */
@@ -151,16 +154,25 @@ static void to_canonical(const kvq_codec *codec, uint32_t head_dim, const uint8_
         return;
     }
     uint8_t codes[KVQ_TILE * KVQ_MAX_HEAD_DIM];
+    const uint32_t *words = (const uint32_t *)gpu;
+    uint32_t family = family_of(codec), bits = codec->bits, group = codec->group > 0 ? codec->group : head_dim;
     for (uint32_t t = 0; t < KVQ_TILE; t++)
-        for (uint32_t d = 0; d < head_dim; d++)
-            codes[t * head_dim + d] = (uint8_t)get_code((const uint32_t *)gpu,
-                                                        place_code(is_k, codec->bits, head_dim, t, d), codec->bits);
-    kvq_pack(codec->side, codec->bits, head_dim, codes, out);
-    size_t n_codes = kvq_codes_bytes(codec->bits, head_dim);
-    uint32_t family = family_of(codec);
-    for (uint32_t i = 0; i < meta_halfs(family, is_k, codec->group, head_dim); i++)
-        ((uint16_t *)(out + n_codes))[i] =
-            ((const uint16_t *)(gpu + n_codes))[meta_place(family, is_k, codec->group, head_dim, i)];
+        for (uint32_t d = 0; d < head_dim; d++) {
+            uint32_t code = has_levels(family) ? get_level(words, place_level(is_k, bits, head_dim, t, d), bits)
+                                               : get_code(words, place_code(is_k, bits, head_dim, t, d), bits);
+            codes[t * head_dim + d] = (uint8_t)(family == FAMILY_TURBO && bits == 4 ? from_sign_magnitude(code) : code);
+        }
+    kvq_pack(codec->side, bits, head_dim, codes, out);
+    size_t n_codes = kvq_codes_bytes(bits, head_dim);
+    const uint8_t *meta = gpu + n_codes;
+    if (family == FAMILY_NVFP4) {
+        for (uint32_t i = 0; i < head_dim / 16 * KVQ_TILE; i++)
+            out[n_codes + i] = meta[nvfp4_scale_place(is_k, i)];
+        memcpy(out + n_codes + head_dim / 16 * KVQ_TILE, meta + head_dim / 16 * KVQ_TILE, 4);
+        return;
+    }
+    for (uint32_t i = 0; i < meta_halfs(family, is_k, group, head_dim); i++)
+        ((uint16_t *)(out + n_codes))[i] = ((const uint16_t *)meta)[meta_place(family, is_k, group, head_dim, i)];
 }
 
 /* Bytes of a tile that differ from the codec's own; decoded gets what the codec's own stand for. */

@@ -20,20 +20,32 @@ static const known table[] = {
     {true, 4, 64, FAMILY_KVARN, PATH_NORMED_4, PATH_NORMED_4, 0},
     {true, 3, 64, FAMILY_KVARN, PATH_NORMED_3, PATH_NORMED_3, 0},
     {true, 2, 64, FAMILY_KVARN, PATH_NORMED_2, PATH_NORMED_2, 0},
+    {true, 4, 0, FAMILY_TURBO, PATH_TURBO_4, PATH_TURBO_4, 0},
+    {true, 3, 0, FAMILY_TURBO, PATH_TURBO_3, PATH_TURBO_3, 0},
+    {true, 2, 0, FAMILY_TURBO, PATH_TURBO_2, PATH_TURBO_2, 0},
+    {true, 4, 16, FAMILY_NVFP4, PATH_NVFP4, PATH_NVFP4, 0},
+    {true, 8, 0, FAMILY_FP8, PATH_FP8, PATH_FP8, 0},
 };
+
+/* Codes of 2 and 4 bits stay shifted up in V's fragments, all of these are f16 subnormals: times 2^-24. Levels are not. */
+static float unit_of(const known *k) {
+    bool halfs = k->bits == 16 || has_levels(k->family) || k->family == FAMILY_FP8;
+    return halfs ? 1.0f : k->bits == 4 ? 0x1p20f : k->bits == 2 ? 0x1p18f : 0x1p24f;
+}
 
 bool describe_codec(const kvq_codec *codec, uint32_t head_dim, tile_side *side, tile_format *format) {
     bool is_k = codec->side == 'k';
     for (const known &k : table) {
         if (k.rotated != codec->rotated || k.bits != codec->bits || k.group != codec->group || codec->version != 1)
             continue;
-        uint32_t meta_bytes = 2 * meta_halfs(k.family, is_k, k.group, head_dim);
+        uint32_t group = k.group > 0 ? k.group : head_dim, meta_bytes = 2 * meta_halfs(k.family, is_k, group, head_dim);
         if (codec->tile_bytes(codec, head_dim) != (size_t)KVQ_TILE * head_dim * k.bits / 8 + meta_bytes)
             continue;
         uint32_t chunk_tokens = k.bits == 16 ? 16 : k.bits == 8 ? 32 : 64;
-        *side = tile_side{is_k ? k.k_path : k.v_path,           k.bits,     k.offset, chunk_tokens,
-                          chunk_tokens * head_dim * k.bits / 8, meta_bytes, k.rotated};
-        *format = tile_format{k.family, k.bits, k.group, is_k, k.rotated};
+        uint32_t chunk_bytes = chunk_tokens * head_dim * k.bits / 8, whole = (meta_bytes + 15) / 16 * 16;
+        *side = tile_side{is_k ? k.k_path : k.v_path, k.bits, k.offset, chunk_tokens, chunk_bytes, whole, k.rotated,
+                          unit_of(&k)};
+        *format = tile_format{k.family, k.bits, group, is_k, k.rotated};
         return true;
     }
     return false;

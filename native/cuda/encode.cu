@@ -256,6 +256,148 @@ __device__ void encode_kvarn(const work &w, const tile_format &f, __half *meta) 
         put_meta(w, f, meta, 2 * N + d, saturated(w.channel[d]));
 }
 
+/* ---- turbo ---- */
+
+/* kv/turbo.c's, by bits: 4, 8 and 16 of them */
+__constant__ const float centroids[28] = {
+    -1.510418f, -0.452780f, 0.452780f,  1.510418f,  -2.151946f, -1.343909f, -0.756005f, -0.245094f, 0.245094f, 0.756005f,
+    1.343909f,  2.151946f,  -2.732590f, -2.069017f, -1.618046f, -1.256231f, -0.942340f, -0.656759f, -0.388048f, -0.128395f,
+    0.128395f,  0.388048f,  0.656759f,  0.942340f,  1.256231f,  1.618046f,  2.069017f,  2.732590f};
+
+__device__ const float *centroids_of(int bits) {
+    return centroids + (bits == 2 ? 0 : bits == 3 ? 4 : 12);
+}
+
+__device__ void round_token(const float *y, int n, int bits, float size, uint8_t *codes, float *yc, float *cc) {
+    const float *c = centroids_of(bits);
+    float inverse = reciprocal(size);
+    *yc = *cc = 0.0f;
+    for (int d = 0; d < n; d++) {
+        float x = y[d] * inverse;
+        int code = 0;
+        for (int i = 1; i < 1 << bits; i++)
+            code += x > (c[i - 1] + c[i]) * 0.5f;
+        codes[d] = (uint8_t)code;
+        *yc += y[d] * c[code];
+        *cc += c[code] * c[code];
+    }
+}
+
+__device__ __half encode_token(bool is_k, const float *y, int n, int bits, uint8_t *codes) {
+    const float stretch[3] = {1.0f, 0.90625f, 1.09375f};
+    float yy = 0.0f, yc, cc, most = -1.0f, best = 1.0f;
+    for (int d = 0; d < n; d++)
+        yy += y[d] * y[d];
+    float rms = __fsqrt_rn(yy / (float)n);
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+        round_token(y, n, bits, rms * stretch[i], codes, &yc, &cc);
+        float explained = yc * yc / cc;
+        best = explained > most ? stretch[i] : best;
+        most = explained > most ? explained : most;
+    }
+    round_token(y, n, bits, rms * best, codes, &yc, &cc);
+    return saturated(yc <= 0.0f ? 0.0f : is_k ? yc / cc : yy / yc);
+}
+
+__device__ void encode_turbo(const work &w, const tile_format &f, __half *meta) {
+    for (int t = threadIdx.x; t < N; t += blockDim.x)
+        put_meta(w, f, meta, t, encode_token(f.is_k, w.y + t * w.ld, w.head_dim, f.bits, w.codes + t * w.head_dim));
+    __syncthreads();
+    for (int i = threadIdx.x; f.bits == 4 && i < N * w.head_dim; i += blockDim.x)
+        w.codes[i] = (uint8_t)sign_magnitude(w.codes[i]);
+}
+
+/* ---- fp8, nvfp4: kv/float8.h ---- */
+
+__device__ float e4m3_to_f32(int code) { /* code >= 0 */
+    return code < 8 ? (float)code * 0x1p-9f : __uint_as_float(((uint32_t)code << 20) + (120u << 23));
+}
+
+__device__ int f32_to_e4m3(float x) {
+    uint32_t bits = __float_as_uint(x) & 0x7fffffff, code;
+    if (bits < __float_as_uint(0x1p-6f))
+        code = __float_as_uint(__uint_as_float(bits) + 0x1p14f) - __float_as_uint(0x1p14f);
+    else
+        code = ((bits + 0x7ffff + (bits >> 20 & 1)) >> 20) - (120u << 3);
+    code = code > 0x7e ? 0x7e : code;
+    return code | (x < 0.0f && code ? 0x80 : 0);
+}
+
+__device__ int f32_to_e2m1(float x) {
+    float a = fabsf(x);
+    int code = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) + (a >= 3.5f) + (a > 5.0f);
+    return code | (x < 0.0f && code ? 8 : 0);
+}
+
+__device__ float e2m1_to_f32(int code) {
+    int magnitude = code & 7;
+    float x = magnitude < 4 ? 0.5f * magnitude : magnitude < 6 ? magnitude - 2.0f : 2.0f * magnitude - 8.0f;
+    return code & 8 ? -x : x;
+}
+
+/* The largest magnitude of the tile, to all threads. */
+__device__ float largest_of_tile(const work &w) {
+    float found = 0.0f;
+    for (int i = threadIdx.x; i < N * w.head_dim; i += blockDim.x)
+        found = fmaxf(found, fabsf(w.y[i / w.head_dim * w.ld + i % w.head_dim]));
+    for (int k = 16; k > 0; k /= 2)
+        found = fmaxf(found, __shfl_xor_sync(~0u, found, k));
+    if (threadIdx.x % 32 == 0)
+        w.token[threadIdx.x / 32] = found;
+    __syncthreads();
+    for (int i = 0; i < N_THREADS / 32; i++)
+        found = fmaxf(found, w.token[i]);
+    return found;
+}
+
+__device__ void encode_fp8(const work &w, float *meta) {
+    float largest = largest_of_tile(w);
+    int exponent;
+    float fraction = frexpf(largest, &exponent); /* 448 = 0.875 * 2^9 */
+    exponent -= fraction > 0.875f ? 8 : 9;
+    float scale = ldexpf(1.0f, exponent < -100 || largest == 0.0f ? -100 : exponent), inverse = __fdiv_rn(1.0f, scale);
+    for (int i = threadIdx.x; i < N * w.head_dim; i += blockDim.x)
+        w.codes[i] = (uint8_t)f32_to_e4m3(w.y[i / w.head_dim * w.ld + i % w.head_dim] * inverse);
+    if (threadIdx.x == 0)
+        *meta = scale;
+}
+
+__device__ float round_group(const float *x, float scale, uint8_t *codes) {
+    float inverse = reciprocal(scale), error = 0.0f;
+    for (int i = 0; i < 16; i++) {
+        codes[i] = (uint8_t)f32_to_e2m1(x[i] * inverse);
+        float difference = scale * e2m1_to_f32(codes[i]) - x[i];
+        error += difference * difference;
+    }
+    return error;
+}
+
+__device__ int encode_group(const float *x, float tile_scale, uint8_t *codes) {
+    float least = INFINITY, inverse = reciprocal(tile_scale);
+    int start = f32_to_e4m3(fabsf(extreme(x, 16)) * inverse / 6.0f), best = 0;
+    for (int code = start - 1; code <= start + 6; code++) {
+        if (code < 0 || code > 0x7e)
+            continue;
+        float error = round_group(x, tile_scale * e4m3_to_f32(code), codes);
+        best = error < least ? code : best;
+        least = error < least ? error : least;
+    }
+    round_group(x, tile_scale * e4m3_to_f32(best), codes);
+    return best;
+}
+
+__device__ void encode_nvfp4(const work &w, const tile_format &f, uint8_t *meta) {
+    float tile_scale = largest_of_tile(w) / (4.0f * 448.0f);
+    for (int i = threadIdx.x; i < w.head_dim / 16 * N; i += blockDim.x) {
+        int t = i % N, first = i / N * 16;
+        meta[nvfp4_scale_place(f.is_k, i)] = (uint8_t)encode_group(w.y + t * w.ld + first, tile_scale,
+                                                                   w.codes + t * w.head_dim + first);
+    }
+    if (threadIdx.x == 0)
+        *reinterpret_cast<float *>(meta + w.head_dim / 16 * N) = tile_scale;
+}
+
 /* ---- a tile ---- */
 
 /* y = the f16 tile, what is not finite as 0, rotated if the codec is */
@@ -305,15 +447,28 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
         encode_kivi(w, f, meta);
     else if (f.family == FAMILY_BLOCKS)
         encode_blocks(w, f, meta);
-    else
+    else if (f.family == FAMILY_KVARN)
         encode_kvarn(w, f, meta);
+    else if (f.family == FAMILY_TURBO)
+        encode_turbo(w, f, meta);
+    else if (f.family == FAMILY_FP8)
+        encode_fp8(w, reinterpret_cast<float *>(meta));
+    else
+        encode_nvfp4(w, f, reinterpret_cast<uint8_t *>(meta));
     int n_words = N * HD * f.bits / 32;
     for (int i = threadIdx.x; i < n_words; i += blockDim.x)
         w.words[i] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < N * HD; i += blockDim.x) {
-        code_place place = place_code(f.is_k, f.bits, HD, i / HD, i % HD);
         uint32_t code = w.codes[i];
+        if (has_levels(f.family)) {
+            level_place place = place_level(f.is_k, f.bits, HD, i / HD, i % HD);
+            atomicOr(&w.words[place.word], (code & ((1u << place.n_low) - 1)) << place.bit);
+            if (f.bits > place.n_low)
+                atomicOr(&w.words[place.top_word], (code >> place.n_low) << place.top_bit);
+            continue;
+        }
+        code_place place = place_code(f.is_k, f.bits, HD, i / HD, i % HD);
         if (!place.torn)
             atomicOr(&w.words[place.word], code << place.bit);
         else

@@ -18,6 +18,11 @@ enum tile_path {
     PATH_AFFINE_2, /* V: scale and zero per token over 32 channels */
     PATH_AFFINE_4,
     PATH_AFFINE_2_G64, /* over 64 channels */
+    PATH_TURBO_2,      /* levels of a codebook, scale per token */
+    PATH_TURBO_3,
+    PATH_TURBO_4,
+    PATH_NVFP4, /* e2m1 levels, scale per token and 16 channels, and per tile */
+    PATH_FP8,   /* e4m3, scale per tile */
     PATH_NONE
 };
 
@@ -28,6 +33,7 @@ typedef struct tile_side { /* of K or V of a layer */
     uint32_t chunk_bytes;
     uint32_t meta_bytes; /* scales, after 64 / chunk_tokens chunks */
     uint32_t rotated;
+    float unit; /* V: what a sum of probabilities times codes, as the tensor cores see them, is to be multiplied by */
 } tile_side;
 
 /* A run of tiles of one KV head, all f16 or all encoded, against up to 8 NT columns (query token, query head). */

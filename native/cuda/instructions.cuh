@@ -40,6 +40,13 @@ __device__ __forceinline__ uint32_t mul_halfs(uint32_t a, uint32_t b) {
     return *reinterpret_cast<uint32_t *>(&h);
 }
 
+/* Byte i is byte (nibble i of the selector) of { low, high }; what is above its low 16 bits does not matter. */
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+    uint32_t y;
+    asm("prmt.b32 %0,%1,%2,%3;" : "=r"(y) : "r"(low), "r"(high), "r"(selector));
+    return y;
+}
+
 /* The shared memory that a launch asks for. */
 __device__ __forceinline__ uint8_t *shared_memory() {
     extern __shared__ __align__(128) uint8_t memory[];

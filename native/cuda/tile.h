@@ -90,6 +90,53 @@ KVQ_BOTH uint32_t get_code(const uint32_t *words, code_place place, uint32_t bit
     return code;
 }
 
+/*
+ * Codes that index a table of half floats (codebooks, small floats) lie so that a byte permutation can look them up: four
+ * codes of a register make the low 16 bits of its selector, a nibble each: (block 0, half 0), (block 1, half 0), (block 0,
+ * half 1), (block 1, half 1); blocks 2 and 3 make the high 16 bits. With n = 16 (block / 2) + 4 (block % 2 + 2 half):
+ *
+ *   bits  bytes of a lane    low bits                                        top bit
+ *   2     8                  word r / 2, bits n + 2 (r % 2) ..               part of them
+ *   3     12                 the same                                        word 2, bit n + r
+ *   4     16                 word r, bits n ..                               word r, bit 3 + 4 block + 16 half
+ *
+ * The top bit of 4 is a sign: the other three are looked up, it is shifted to where a half float has its own.
+ */
+typedef struct level_place {
+    uint32_t word, bit, n_low, top_word, top_bit;
+} level_place;
+
+KVQ_BOTH level_place place_level(bool is_k, uint32_t bits, uint32_t head_dim, uint32_t token, uint32_t channel) {
+    code_place at = place_code(is_k, 16, head_dim, token, channel); /* gives the lane, the register and the half */
+    uint32_t block = token / 16, reg = at.word % 4, half = at.bit / 16, lane = at.word / 4 % 32;
+    uint32_t first = (channel / 16 * 32 + lane) * bits, n = 16 * (block / 2) + 4 * (block % 2 + 2 * half);
+    level_place place = {first + (bits == 4 ? reg : reg / 2), bits == 4 ? n : n + 2 * (reg % 2), 2, 0, 0};
+    if (bits == 3)
+        place.top_word = first + 2, place.top_bit = n + reg;
+    if (bits == 4)
+        place.n_low = 3, place.top_word = first + reg, place.top_bit = 3 + 4 * block + 16 * half;
+    return place;
+}
+
+KVQ_BOTH void put_level(uint32_t *words, level_place place, uint32_t code) {
+    words[place.word] |= (code & ((1u << place.n_low) - 1)) << place.bit;
+    words[place.top_word] |= (code >> place.n_low) << place.top_bit;
+}
+
+KVQ_BOTH uint32_t get_level(const uint32_t *words, level_place place, uint32_t bits) {
+    uint32_t code = words[place.word] >> place.bit & ((1u << place.n_low) - 1);
+    return bits > place.n_low ? code | (words[place.top_word] >> place.top_bit & 1) << place.n_low : code;
+}
+
+/* A code of turbo4, an ascending index of 16 centroids, as sign and magnitude. */
+KVQ_BOTH uint32_t sign_magnitude(uint32_t code) {
+    return code < 8 ? 15 ^ code : code ^ 8;
+}
+
+KVQ_BOTH uint32_t from_sign_magnitude(uint32_t code) {
+    return code < 8 ? code ^ 8 : 15 ^ code;
+}
+
 /* The half of an f16 fragment tile (K or V of an f16 page) that holds an element. */
 KVQ_BOTH uint32_t place_half(bool is_k, uint32_t head_dim, uint32_t token, uint32_t channel) {
     code_place place = place_code(is_k, 16, head_dim, token, channel);
@@ -98,7 +145,20 @@ KVQ_BOTH uint32_t place_half(bool is_k, uint32_t head_dim, uint32_t token, uint3
 
 /* ---- scales ---- */
 
-enum codec_family { FAMILY_F16, FAMILY_KIVI, FAMILY_BLOCKS, FAMILY_KVARN };
+enum codec_family {
+    FAMILY_F16,
+    FAMILY_KIVI,
+    FAMILY_BLOCKS,
+    FAMILY_KVARN,
+    FAMILY_TURBO, /* levels of a codebook, a scale per token */
+    FAMILY_NVFP4, /* e2m1 levels, an e4m3 scale per token and 16 channels, a float per tile */
+    FAMILY_FP8,   /* e4m3, a float per tile */
+};
+
+/* Codes that index a table: place_level, not place_code. */
+KVQ_BOTH bool has_levels(uint32_t family) {
+    return family == FAMILY_TURBO || family == FAMILY_NVFP4;
+}
 
 /* Rows of a fragment as a lane multiplies them into S or O: (row % 8, row / 8) of each 16. */
 KVQ_BOTH uint32_t row_order(uint32_t i) {
@@ -114,14 +174,19 @@ KVQ_BOTH uint32_t n_groups_of(uint32_t n, uint32_t group) {
     return (n + group - 1) / group;
 }
 
-/* Half floats that follow the codes of a tile. */
+/* Half floats that follow the codes of a tile; of nvfp4, all bytes that do. */
 KVQ_BOTH uint32_t meta_halfs(uint32_t family, bool is_k, uint32_t group, uint32_t head_dim) {
     uint32_t n = n_groups_of(is_k && family == FAMILY_KIVI ? TILE_TOKENS : head_dim, group);
     switch (family) {
     case FAMILY_KIVI:
         return n * 2 * (is_k ? head_dim : TILE_TOKENS);
     case FAMILY_BLOCKS:
+    case FAMILY_TURBO:
         return n * TILE_TOKENS;
+    case FAMILY_NVFP4:
+        return (head_dim / 16 * TILE_TOKENS + 4) / 2;
+    case FAMILY_FP8:
+        return 2;
     case FAMILY_KVARN:
         return is_k ? 2 * head_dim + TILE_TOKENS : 2 * TILE_TOKENS + head_dim;
     default:
@@ -129,7 +194,17 @@ KVQ_BOTH uint32_t meta_halfs(uint32_t family, bool is_k, uint32_t group, uint32_
     }
 }
 
-/* Where half i after the codes of the canonical tile lies on the GPU. */
+/* Where byte i of nvfp4's scales lies, canonically (head_dim / 16, 64): as a lane turns pairs of them into halves. The
+ * tile's scale follows. K: (channel block, row % 8, token block / 2, { block, row / 8 }); V: (channel block, col % 8 / 2,
+ * token block, { col % 2, col / 8 }). Of four bytes the first and third make one pair, the second and fourth another. */
+KVQ_BOTH uint32_t nvfp4_scale_place(bool is_k, uint32_t i) {
+    uint32_t j = i / TILE_TOKENS, t = i % TILE_TOKENS, block = t / 16, at = t % 16;
+    if (is_k)
+        return (j * 8 + at % 8) * 8 + block / 2 * 4 + block % 2 + 2 * (at / 8);
+    return (j * 4 + at % 8 / 2) * 16 + block * 4 + at / 8 + 2 * (at % 2);
+}
+
+/* Where half i after the codes of the canonical tile lies on the GPU. Not for nvfp4. */
 KVQ_BOTH uint32_t meta_place(uint32_t family, bool is_k, uint32_t group, uint32_t head_dim, uint32_t i) {
     uint32_t n_cols = is_k ? head_dim : TILE_TOKENS; /* scales of a row */
     if (family == FAMILY_KIVI && is_k) { /* { scale, zero } (group, channel) -> (group, { scale, zero }, channel) */
@@ -139,6 +214,8 @@ KVQ_BOTH uint32_t meta_place(uint32_t family, bool is_k, uint32_t group, uint32_
     if (family == FAMILY_KVARN) { /* scale, zero, factor */
         return i < 2 * n_cols ? i / n_cols * n_cols + col_order(i % n_cols) : 2 * n_cols + row_order(i - 2 * n_cols);
     }
+    if (family == FAMILY_FP8)
+        return i;
     uint32_t n = n_groups_of(head_dim, group), t = i % TILE_TOKENS, g = i / TILE_TOKENS % n, is_zero = i / TILE_TOKENS / n;
     if (is_k) /* (group, token) -> (token, group) */
         return row_order(t) * n + g;

@@ -35,6 +35,36 @@ static int check_codes(bool is_k, uint32_t bits, uint32_t head_dim) {
     return 0;
 }
 
+/* The same of codes that index a table. */
+static int check_levels(bool is_k, uint32_t bits, uint32_t head_dim) {
+    uint32_t n_words = 64 * head_dim * bits / 32;
+    uint32_t *words = calloc(n_words, 4);
+    unsigned char *codes = malloc(64 * head_dim);
+    for (uint32_t i = 0; i < 64 * head_dim; i++) {
+        codes[i] = (unsigned char)(rand() >> 7 & ((1u << bits) - 1));
+        put_level(words, place_level(is_k, bits, head_dim, i / head_dim, i % head_dim), codes[i]);
+    }
+    for (uint32_t i = 0; i < 64 * head_dim; i++)
+        if (get_level(words, place_level(is_k, bits, head_dim, i / head_dim, i % head_dim), bits) != codes[i])
+            return 1;
+    memset(words, 0, n_words * 4);
+    for (uint32_t i = 0; i < 64 * head_dim; i++)
+        put_level(words, place_level(is_k, bits, head_dim, i / head_dim, i % head_dim), (1u << bits) - 1);
+    for (uint32_t i = 0; i < n_words; i++)
+        if (words[i] != ~0u)
+            return 2;
+    return 0;
+}
+
+static int check_nvfp4_scales(bool is_k, uint32_t head_dim) {
+    uint32_t n = head_dim / 16 * 64;
+    char *seen = calloc(n, 1);
+    for (uint32_t i = 0; i < n; i++)
+        if (nvfp4_scale_place(is_k, i) >= n || seen[nvfp4_scale_place(is_k, i)]++)
+            return 1;
+    return 0;
+}
+
 static int check_meta(uint32_t family, bool is_k, uint32_t group, uint32_t head_dim) {
     uint32_t n = meta_halfs(family, is_k, group, head_dim);
     char *seen = calloc(n, 1);
@@ -49,7 +79,7 @@ static int check_meta(uint32_t family, bool is_k, uint32_t group, uint32_t head_
 
 int main(void) {
     static const uint32_t widths[] = {2, 3, 4, 8};
-    static const uint32_t groups[][2] = {{FAMILY_KIVI, 32}, {FAMILY_KIVI, 64}, {FAMILY_BLOCKS, 32}, {FAMILY_KVARN, 64}};
+    static const uint32_t groups[][2] = {{FAMILY_KIVI, 32}, {FAMILY_KIVI, 64}, {FAMILY_BLOCKS, 32}, {FAMILY_KVARN, 64}, {FAMILY_TURBO, 256}};
     int n = 0;
     for (uint32_t head_dim = 16; head_dim <= 256; head_dim += 16)
         for (int is_k = 0; is_k < 2; is_k++) {
@@ -58,16 +88,26 @@ int main(void) {
                     printf("codes: side %d, %u bits, head_dim %u\n", is_k, widths[i], head_dim);
                     return 1;
                 }
+            for (uint32_t bits = 2; bits <= 4; bits++, n++)
+                if (check_levels(is_k, bits, head_dim)) {
+                    printf("levels: side %d, %u bits, head_dim %u\n", is_k, bits, head_dim);
+                    return 1;
+                }
+            if (check_nvfp4_scales(is_k, head_dim))
+                return 1;
             char *seen = calloc(64 * head_dim, 1);
             for (uint32_t i = 0; i < 64 * head_dim; i++)
                 if (seen[place_half(is_k, head_dim, i / head_dim, i % head_dim)]++)
                     return 1;
-            for (int i = 0; i < 4; i++, n++)
+            for (int i = 0; i < 5; i++, n++)
                 if (check_meta(groups[i][0], is_k, groups[i][1], head_dim)) {
                     printf("scales: side %d, family %u, head_dim %u\n", is_k, groups[i][0], head_dim);
                     return 1;
                 }
         }
+    for (uint32_t code = 0; code < 16; code++)
+        if (from_sign_magnitude(sign_magnitude(code)) != code)
+            return 1;
     printf("%d\n", n);
     return 0;
 }
@@ -84,4 +124,4 @@ def test_tile_order_is_a_bijection(tmp_path: Path) -> None:
     subprocess.run([*command, "-o", tmp_path / "tiles"], check=True)
     done = subprocess.run([tmp_path / "tiles"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert int(done.stdout) == 16 * 2 * 8
+    assert int(done.stdout) == 16 * 2 * 12

@@ -44,6 +44,10 @@ static inline uint32_t mul_halfs(uint32_t a, uint32_t b) {
     return pack_halfs(emulated_half(a, 0) * emulated_half(b, 0), emulated_half(a, 1) * emulated_half(b, 1));
 }
 
+static inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+    return __byte_perm(low, high, selector);
+}
+
 static inline uint8_t *shared_memory() {
     return emulated_shared();
 }

@@ -1,0 +1,203 @@
+/*
+ * Decode attention over codes that are looked up: the codebooks of turbo, e2m1 of nvfp4, e4m3 of fp8. Their values become
+ * half floats in registers:
+ *
+ *   codebook, e2m1   two byte permutations (of the low and the high bytes of a table of eight halves) give four values, two
+ *                    more put them into two fragment registers: 1.2 instructions per element at 2 bits, 1.6 at 3, 2.1 at 4
+ *                    (whose sign is shifted in) and 1.9 for e2m1, whose low bytes are 0
+ *   e4m3             an e4m3 is the half of 2^-8 times its value without 4 low bits and an exponent bit: two shifts, two
+ *                    ANDs for two
+ *
+ * Scales: of a token (turbo) into S and P; of a token and 16 channels (nvfp4) into S, after each product, and P, before it;
+ * of a tile (nvfp4, fp8) into S and into the tile's share of O.
+ */
+#ifndef KVQ_CUDA_LEVELS_CUH
+#define KVQ_CUDA_LEVELS_CUH
+
+#include "attend.cuh"
+
+enum level_codes { TURBO_2, TURBO_3, TURBO_4, E2M1, E4M3 };
+
+template <int CODES> struct level_traits {
+    static constexpr int BITS = CODES == TURBO_2 ? 2 : CODES == TURBO_3 ? 3 : CODES == E4M3 ? 8 : 4;
+    static constexpr bool SIGNED = BITS == 4;                           /* magnitudes are looked up */
+    static constexpr bool PER_TILE = CODES == E2M1 || CODES == E4M3;    /* a float scale follows the tile's other scales */
+    [[maybe_unused]] static constexpr float UNIT = PER_TILE ? 256 : 1; /* of what e4m3 as halves stand for */
+};
+
+/* Low and high bytes of eight halves: kv/turbo.c's centroids, the magnitudes of 4 bits; e2m1's magnitudes. */
+template <int CODES> __device__ __forceinline__ void look_up(uint32_t selector, uint32_t &low, uint32_t &high) {
+    if constexpr (CODES == TURBO_2) {
+        low = permute_bytes(0x0b3f3f0bu, 0, selector);
+        high = permute_bytes(0x3e37b7beu, 0, selector);
+    } else if constexpr (CODES == TURBO_3) {
+        low = permute_bytes(0xd80c604eu, 0x4e600cd8u, selector);
+        high = permute_bytes(0xb3babdc0u, 0x403d3a33u, selector);
+    } else if constexpr (CODES == TURBO_4) {
+        low = permute_bytes(0x8a41351cu, 0x77237906u, selector);
+        high = permute_bytes(0x3b393630u, 0x41403e3du, selector);
+    } else {
+        low = 0;
+        high = permute_bytes(0x3e3c3800u, 0x46444240u, selector);
+    }
+}
+
+/* a[r][b]: the fragment registers of token blocks b0 .. b0 + NB - 1, as half floats. */
+template <int CODES, int NB> __device__ __forceinline__ void level_halfs(const uint32_t *w, int b0, uint32_t (&a)[4][NB]) {
+    constexpr int BITS = level_traits<CODES>::BITS;
+    constexpr uint32_t SIGNS = 0x80008000u, EVEN = 0x6240u, ODD = 0x7351u; /* blocks of a pair, from { low, high } bytes */
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        if constexpr (BITS == 8) {
+            uint32_t x = NB == 1 ? w[r] >> 8 * (b0 & 1) : w[r];
+            a[r][0] = (x << 8 & SIGNS) | (x << 7 & 0x3f803f80u);
+            if constexpr (NB == 2)
+                a[r][1] = (x & SIGNS) | (x >> 1 & 0x3f803f80u);
+        } else {
+            uint32_t selector;
+            if constexpr (BITS == 2)
+                selector = w[r / 2] >> 2 * (r % 2) & 0x33333333u;
+            else if constexpr (BITS == 3)
+                selector = (w[r / 2] >> 2 * (r % 2) & 0x33333333u) | (shifted(w[2], 2 - r) & 0x44444444u);
+            else
+                selector = w[r] & 0x77777777u;
+            uint32_t low, high;
+            if constexpr (NB == 1) {
+                look_up<CODES>(selector >> 16 * (b0 / 2), low, high);
+                a[r][0] = permute_bytes(low, high, b0 % 2 ? ODD : EVEN);
+                if constexpr (level_traits<CODES>::SIGNED)
+                    a[r][0] |= w[r] << (12 - 4 * b0) & SIGNS;
+            } else {
+#pragma unroll
+                for (int b = 0; b < NB; b++) {
+                    if (b % 2 == 0)
+                        look_up<CODES>(selector >> 8 * b, low, high);
+                    a[r][b] = permute_bytes(low, high, b % 2 ? ODD : EVEN);
+                    if constexpr (level_traits<CODES>::SIGNED)
+                        a[r][b] |= w[r] << (12 - 4 * b) & SIGNS;
+                }
+            }
+        }
+    }
+}
+
+/* Two e4m3 scales of four bytes as halves, times 2^-8: of bytes 0 and 2, or of 1 and 3. */
+__device__ __forceinline__ uint32_t scale_pair(uint32_t bytes, int i) {
+    return (i == 0 ? bytes << 7 : bytes >> 1) & 0x7f807f80u;
+}
+
+__device__ __forceinline__ float2 halfs_of(uint32_t pair) {
+    return __half22float2(*reinterpret_cast<__half2 *>(&pair));
+}
+
+/* meta: turbo (block, row % 8, row / 8) half; nvfp4: see nvfp4_scale_place, then a float; fp8: a float */
+template <int HD, int NT, int NB, int CODES>
+__device__ __forceinline__ void score_levels(const uint8_t *codes, const uint8_t *meta, int b0,
+                                             const column_block<HD, NT> *cols, int lane, float (&s)[NB][NT][4]) {
+    constexpr int N_J = HD / 16, BITS = level_traits<CODES>::BITS, W = words_per_lane<BITS>::N;
+#pragma unroll
+    for (int b = 0; b < NB; b++)
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                s[b][nt][i] = 0.0f;
+#pragma unroll 2
+    for (int j = 0; j < N_J; j++) {
+        uint32_t w[W], a[4][NB];
+        load_words<BITS>(codes, j, N_J, b0, lane, w);
+        level_halfs<CODES, NB>(w, b0, a);
+        [[maybe_unused]] uint2 scales;
+        if constexpr (CODES == E2M1)
+            scales = reinterpret_cast<const uint2 *>(meta)[j * 8 + lane / 4];
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            uint2 q = cols->q[j][nt][lane];
+#pragma unroll
+            for (int b = 0; b < NB; b++) {
+                if constexpr (CODES == E2M1) {
+                    int block = b0 + b;
+                    float2 scale = halfs_of(scale_pair(block < 2 ? scales.x : scales.y, block % 2));
+                    float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+                    mma(c, a[0][b], a[1][b], a[2][b], a[3][b], q.x, q.y);
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        s[b][nt][i] += c[i] * (i < 2 ? scale.x : scale.y);
+                } else {
+                    mma(s[b][nt], a[0][b], a[1][b], a[2][b], a[3][b], q.x, q.y);
+                }
+            }
+        }
+    }
+    const __half2 *token = reinterpret_cast<const __half2 *>(meta) + lane / 4;
+    float tile = level_traits<CODES>::UNIT;
+    if constexpr (level_traits<CODES>::PER_TILE)
+        tile *= *reinterpret_cast<const float *>(meta + (CODES == E2M1 ? 4 * HD : 0));
+#pragma unroll
+    for (int b = 0; b < NB; b++) {
+        float2 scale = make_float2(tile, tile);
+        if constexpr (!level_traits<CODES>::PER_TILE)
+            scale = __half22float2(token[(b0 + b) * 8]);
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                s[b][nt][i] *= i < 2 ? scale.x : scale.y;
+    }
+}
+
+/* meta: turbo (block, lane % 4, col / 8, col % 2) half; nvfp4 and fp8 as above */
+template <int HD, int NT, int NB, int CODES>
+__device__ __forceinline__ void mix_levels(const uint8_t *codes, const uint8_t *meta, int b0,
+                                           const uint32_t (&p)[NB][NT][2], int lane, output_block<HD, NT> &out) {
+    constexpr int N_J = HD / 16, BITS = level_traits<CODES>::BITS, W = words_per_lane<BITS>::N;
+    constexpr bool PER_TILE = level_traits<CODES>::PER_TILE;
+    uint32_t ps[NB][NT][2];
+#pragma unroll
+    for (int b = 0; b < NB; b++) {
+        uint2 scale = make_uint2(0, 0);
+        if constexpr (!PER_TILE)
+            scale = reinterpret_cast<const uint2 *>(meta)[(b0 + b) * 4 + lane % 4];
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            ps[b][nt][0] = PER_TILE ? p[b][nt][0] : mul_halfs(p[b][nt][0], scale.x);
+            ps[b][nt][1] = PER_TILE ? p[b][nt][1] : mul_halfs(p[b][nt][1], scale.y);
+        }
+    }
+    float tile = level_traits<CODES>::UNIT;
+    if constexpr (PER_TILE)
+        tile *= *reinterpret_cast<const float *>(meta + (CODES == E2M1 ? 4 * HD : 0));
+#pragma unroll
+    for (int j = 0; j < N_J; j++) {
+        uint32_t w[W], a[4][NB];
+        load_words<BITS>(codes, j, N_J, b0, lane, w);
+        level_halfs<CODES, NB>(w, b0, a);
+        [[maybe_unused]] uint32_t scales[4];
+        if constexpr (CODES == E2M1) {
+            uint4 x = reinterpret_cast<const uint4 *>(meta)[j * 4 + lane % 4];
+            scales[0] = x.x, scales[1] = x.y, scales[2] = x.z, scales[3] = x.w;
+        }
+        float c[NT][4];
+#pragma unroll
+        for (int i = 0; i < NT * 4; i++)
+            c[i / 4][i % 4] = 0.0f;
+#pragma unroll
+        for (int b = 0; b < NB; b++)
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                uint32_t low = ps[b][nt][0], high = ps[b][nt][1];
+                if constexpr (CODES == E2M1) {
+                    uint32_t scale = NB == 4 ? scales[b] : b0 == 0 ? scales[0] : b0 == 1 ? scales[1] : b0 == 2 ? scales[2] : scales[3];
+                    low = mul_halfs(low, scale_pair(scale, 0));
+                    high = mul_halfs(high, scale_pair(scale, 1));
+                }
+                mma(PER_TILE ? c[nt] : out.o[j][nt], a[0][b], a[1][b], a[2][b], a[3][b], low, high);
+            }
+        if constexpr (PER_TILE)
+#pragma unroll
+            for (int i = 0; i < NT * 4; i++)
+                out.o[j][i / 4][i % 4] += c[i / 4][i % 4] * tile;
+    }
+}
+
+#endif
