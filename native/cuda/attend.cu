@@ -6,6 +6,7 @@
  * Compiled once per head_dim (KVQ_HEAD_DIM), so that the compilations run side by side.
  */
 #include "levels.cuh"
+#include "tiers.cuh"
 
 namespace {
 
@@ -174,6 +175,14 @@ __device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, co
         break;
     case PATH_NVFP4:
         SCORE_LEVELS(E2M1);
+        break;
+    case PATH_TIER_2:
+        if constexpr (HD % 64 == 0)
+            score_tiers<HD, NT, NB, 2>(codes, meta, b0, w.cols, w.lane, s);
+        break;
+    case PATH_TIER_3:
+        if constexpr (HD % 64 == 0)
+            score_tiers<HD, NT, NB, 3>(codes, meta, b0, w.cols, w.lane, s);
         break;
     default:
         if constexpr (NB == 1) {

@@ -28,7 +28,9 @@ template <int BITS> struct words_per_lane {
 /* The words of channel block j (of N_J), for token block b0 where blocks are stored apart. */
 template <int BITS>
 __device__ __forceinline__ void load_words(const uint8_t *codes, int j, int n_j, int b0, int lane, uint32_t *w) {
-    if constexpr (BITS == 2) {
+    if constexpr (BITS == 1) {
+        w[0] = reinterpret_cast<const uint32_t *>(codes)[32 * j + lane];
+    } else if constexpr (BITS == 2) {
         uint2 x = reinterpret_cast<const uint2 *>(codes)[32 * j + lane];
         w[0] = x.x, w[1] = x.y;
     } else if constexpr (BITS == 3) {
@@ -61,6 +63,12 @@ __device__ __forceinline__ void unpack(const uint32_t *w, int b0, uint32_t (&a)[
 #pragma unroll
         for (int r = 0; r < 4; r++)
             a[r][0] = w[r];
+    } else if constexpr (BITS == 1) {
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+#pragma unroll
+            for (int b = 0; b < NB; b++)
+                a[r][b] = w[0] >> (4 * r + (NB < 4 ? b0 : b)) & 0x00010001u;
     } else if constexpr (BITS == 3) {
         constexpr uint32_t ONE = 0x00010001u;
         uint32_t all[16];

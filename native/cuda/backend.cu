@@ -152,8 +152,8 @@ pykvq_status op_kv_check(kvq_backend *be, const kvq_codec *k, const kvq_codec *v
     uint32_t head_dim = cuda_of(be)->limits.max_head_dim;
     for (const kvq_codec *codec : {k, v})
         if (!describe_codec(codec, head_dim, &side, &format))
-            return fail(PYKVQ_E_UNSUPPORTED, "KV type %s (%s): the GPU has no kernels for it yet; cpu has", codec->name,
-                        codec->side == 'k' ? "keys" : "values");
+            return fail(PYKVQ_E_UNSUPPORTED, "KV type %s (%s): the GPU has no kernels for it with heads of %u elements; cpu has",
+                        codec->name, codec->side == 'k' ? "keys" : "values", head_dim);
     cudaFuncAttributes attributes;
     if (attend_attributes(head_dim, &attributes) != cudaSuccess)
         return fail(PYKVQ_E_UNSUPPORTED, "attention: the GPU has no kernel for heads of %u elements", head_dim);

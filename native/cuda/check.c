@@ -17,7 +17,7 @@
 
 #include "base/half.h"
 #include "engine/engine.h"
-#include "kv/pack.h"
+#include "kv/tier.h"
 #include "tile.h"
 
 static void die(const char *what) {
@@ -134,13 +134,36 @@ static void attend(fixture *f, uint32_t window, float softcap) {
 /* ---- encoded bytes ---- */
 
 static uint32_t family_of(const kvq_codec *codec) {
+    bool is_tiered = !codec->rotated && codec->group == KVQ_TILE && strncmp(codec->name, "tier", 4) == 0;
     return codec->bits == 16    ? FAMILY_F16
+           : is_tiered          ? FAMILY_TIER
            : !codec->rotated    ? FAMILY_KIVI
            : codec->group == 32 ? FAMILY_BLOCKS
            : codec->group == 16 ? FAMILY_NVFP4
            : codec->group == 64 ? FAMILY_KVARN
            : codec->bits == 8   ? FAMILY_FP8
                                 : FAMILY_TURBO;
+}
+
+/* Of a tiered tile: the codes of each tier, scales, zeros and factors, the order of the channels. */
+static void tiers_to_canonical(const kvq_codec *codec, uint32_t head_dim, const uint8_t *gpu, uint8_t *out) {
+    kvq_tier tiers[KVQ_N_TIERS];
+    kvq_tiers(codec, head_dim, tiers);
+    uint8_t codes[KVQ_TILE * KVQ_MAX_HEAD_DIM];
+    for (uint32_t i = 0; i < KVQ_N_TIERS; i++) {
+        for (uint32_t t = 0; t < KVQ_TILE; t++)
+            for (uint32_t p = 0; p < tiers[i].n; p++)
+                codes[t * tiers[i].n + p] = (uint8_t)get_code(
+                    (const uint32_t *)gpu, place_tiered(codec->bits, head_dim, t, tiers[i].first + p), tiers[i].bits);
+        kvq_pack('k', tiers[i].bits, tiers[i].n, codes, out + tiers[i].offset);
+    }
+    size_t first = kvq_tier_scales(codec, head_dim), order = kvq_tier_order(codec, head_dim);
+    for (uint32_t i = 0; i < 2 * head_dim + KVQ_TILE; i++)
+        ((uint16_t *)(out + first))[i] = ((const uint16_t *)(gpu + first))[meta_place(FAMILY_TIER, true, 64, head_dim, i)];
+    for (uint32_t place = 0; place < head_dim; place++)
+        for (uint32_t d = 0; d < head_dim; d++)
+            if (gpu[order + col_order(place)] == col_order(d))
+                out[order + place] = (uint8_t)d;
 }
 
 /* The canonical tile that the GPU's bytes stand for. */
@@ -151,6 +174,10 @@ static void to_canonical(const kvq_codec *codec, uint32_t head_dim, const uint8_
             for (uint32_t d = 0; d < head_dim; d++)
                 ((uint16_t *)out)[is_k ? d * KVQ_TILE + t : t * head_dim + d] =
                     ((const uint16_t *)gpu)[place_half(is_k, head_dim, t, d)];
+        return;
+    }
+    if (family_of(codec) == FAMILY_TIER) {
+        tiers_to_canonical(codec, head_dim, gpu, out);
         return;
     }
     uint8_t codes[KVQ_TILE * KVQ_MAX_HEAD_DIM];

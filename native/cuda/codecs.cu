@@ -25,6 +25,8 @@ static const known table[] = {
     {true, 2, 0, FAMILY_TURBO, PATH_TURBO_2, PATH_TURBO_2, 0},
     {true, 4, 16, FAMILY_NVFP4, PATH_NVFP4, PATH_NVFP4, 0},
     {true, 8, 0, FAMILY_FP8, PATH_FP8, PATH_FP8, 0},
+    {false, 3, 64, FAMILY_TIER, PATH_TIER_3, PATH_NONE, 0},
+    {false, 2, 64, FAMILY_TIER, PATH_TIER_2, PATH_NONE, 0},
 };
 
 /* Codes of 2 and 4 bits stay shifted up in V's fragments, all of these are f16 subnormals: times 2^-24. Levels are not. */
@@ -36,6 +38,8 @@ static float unit_of(const known *k) {
 bool describe_codec(const kvq_codec *codec, uint32_t head_dim, tile_side *side, tile_format *format) {
     bool is_k = codec->side == 'k';
     for (const known &k : table) {
+        if (k.family == FAMILY_TIER && (!is_k || head_dim % 64 != 0))
+            continue;
         if (k.rotated != codec->rotated || k.bits != codec->bits || k.group != codec->group || codec->version != 1)
             continue;
         uint32_t group = k.group > 0 ? k.group : head_dim, meta_bytes = 2 * meta_halfs(k.family, is_k, group, head_dim);

@@ -214,14 +214,33 @@ __device__ void normal_factors(const work &w) {
     }
 }
 
+/* u = y with its tokens divided by their factors */
+__device__ void divide_tokens(const work &w) {
+    for (int i = threadIdx.x; i < N * w.head_dim; i += blockDim.x) {
+        int t = i / w.head_dim, d = i % w.head_dim;
+        w.u[t * w.ld + d] = w.y[t * w.ld + d] * reciprocal(as_f16(w.token[t]));
+    }
+    __syncthreads();
+}
+
+/* The tokens' factors once more, now that u is what the codes say. */
+__device__ void refit_tokens(const work &w, const tile_format &f, __half *meta) {
+    for (int t = threadIdx.x; t < N; t += blockDim.x) {
+        float cross = 0.0f, square = 0.0f;
+        for (int d = 0; d < w.head_dim; d++) {
+            float fitted = w.u[t * w.ld + d];
+            cross += fitted * w.y[t * w.ld + d];
+            square += fitted * fitted;
+        }
+        bool fits = cross > 0.0f && square > 0.0f;
+        put_meta(w, f, meta, 2 * w.head_dim + t, saturated(fits ? cross / square : w.token[t]));
+    }
+}
+
 __device__ void encode_kvarn(const work &w, const tile_format &f, __half *meta) {
     normal_factors(w);
     if (f.is_k) {
-        for (int i = threadIdx.x; i < N * w.head_dim; i += blockDim.x) {
-            int t = i / w.head_dim, d = i % w.head_dim;
-            w.u[t * w.ld + d] = w.y[t * w.ld + d] * reciprocal(as_f16(w.token[t]));
-        }
-        __syncthreads();
+        divide_tokens(w);
         for (int d = threadIdx.x; d < w.head_dim; d += blockDim.x) {
             column c = affine_encode(w.u + d, N, w.ld, f.bits, UNBIASED, w.codes + d, w.head_dim);
             put_meta(w, f, meta, d, __float2half_rn(c.scale));
@@ -230,16 +249,7 @@ __device__ void encode_kvarn(const work &w, const tile_format &f, __half *meta) 
                 w.u[t * w.ld + d] = c.scale * (float)w.codes[t * w.head_dim + d] + c.zero;
         }
         __syncthreads();
-        for (int t = threadIdx.x; t < N; t += blockDim.x) {
-            float cross = 0.0f, square = 0.0f;
-            for (int d = 0; d < w.head_dim; d++) {
-                float fitted = w.u[t * w.ld + d];
-                cross += fitted * w.y[t * w.ld + d];
-                square += fitted * fitted;
-            }
-            bool fits = cross > 0.0f && square > 0.0f;
-            put_meta(w, f, meta, 2 * w.head_dim + t, saturated(fits ? cross / square : w.token[t]));
-        }
+        refit_tokens(w, f, meta);
         return;
     }
     for (int i = threadIdx.x; i < N * w.head_dim; i += blockDim.x) {
@@ -254,6 +264,45 @@ __device__ void encode_kvarn(const work &w, const tile_format &f, __half *meta) 
     }
     for (int d = threadIdx.x; d < w.head_dim; d += blockDim.x)
         put_meta(w, f, meta, 2 * N + d, saturated(w.channel[d]));
+}
+
+/* ---- tier ---- */
+
+/* How many channels have more variance than channel d, which is its place. variance: (head_dim) */
+__device__ int place_of(const float *variance, int head_dim, int d) {
+    int place = 0;
+    for (int other = 0; other < head_dim; other++)
+        place += variance[other] > variance[d] || (variance[other] == variance[d] && other < d);
+    return place;
+}
+
+/* Codes go to (token, place). */
+__device__ void encode_tier(const work &w, const tile_format &f, __half *meta) {
+    normal_factors(w);
+    divide_tokens(w);
+    float *variance = w.channel;
+    for (int d = threadIdx.x; d < w.head_dim; d += blockDim.x) {
+        float mean = 0.0f, sum = 0.0f;
+        for (int t = 0; t < N; t++)
+            mean += w.u[t * w.ld + d];
+        mean /= (float)N;
+        for (int t = 0; t < N; t++)
+            sum += (w.u[t * w.ld + d] - mean) * (w.u[t * w.ld + d] - mean);
+        variance[d] = sum;
+    }
+    __syncthreads();
+    uint8_t *order = reinterpret_cast<uint8_t *>(meta + 2 * w.head_dim + N);
+    for (int d = threadIdx.x; d < w.head_dim; d += blockDim.x) {
+        int place = place_of(variance, w.head_dim, d), bits = tier_bits(f.bits, w.head_dim, place);
+        column c = affine_encode(w.u + d, N, w.ld, bits, KEEP_NORM, w.codes + place, w.head_dim);
+        put_meta(w, f, meta, place, __float2half_rn(c.scale));
+        put_meta(w, f, meta, w.head_dim + place, __float2half_rn(c.zero));
+        order[col_order(place)] = (uint8_t)col_order(d);
+        for (int t = 0; t < N; t++)
+            w.u[t * w.ld + d] = c.scale * (float)w.codes[t * w.head_dim + place] + c.zero;
+    }
+    __syncthreads();
+    refit_tokens(w, f, meta);
 }
 
 /* ---- turbo ---- */
@@ -417,6 +466,10 @@ template <int HD> __device__ void load_tile(const work &w, const tile_format &f,
     __syncthreads();
 }
 
+__host__ __device__ inline bool is_normalizing(const tile_format &f) {
+    return f.family == FAMILY_KVARN || f.family == FAMILY_TIER;
+}
+
 template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(const __grid_constant__ encode_args a) {
     uint8_t *memory = shared_memory();
     constexpr int LD = HD + 1;
@@ -429,7 +482,7 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
     w.ld = LD;
     w.y = reinterpret_cast<float *>(memory);
     w.u = w.y + N * LD;
-    w.token = w.u + (f.family == FAMILY_KVARN ? N * LD : 0);
+    w.token = w.u + (is_normalizing(f) ? N * LD : 0);
     w.channel = w.token + N;
     w.words = reinterpret_cast<uint32_t *>(w.channel + HD);
     w.codes = reinterpret_cast<uint8_t *>(w.words + N * HD * f.bits / 32);
@@ -451,6 +504,8 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
         encode_kvarn(w, f, meta);
     else if (f.family == FAMILY_TURBO)
         encode_turbo(w, f, meta);
+    else if (f.family == FAMILY_TIER)
+        encode_tier(w, f, meta);
     else if (f.family == FAMILY_FP8)
         encode_fp8(w, reinterpret_cast<float *>(meta));
     else
@@ -468,7 +523,8 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
                 atomicOr(&w.words[place.top_word], (code >> place.n_low) << place.top_bit);
             continue;
         }
-        code_place place = place_code(f.is_k, f.bits, HD, i / HD, i % HD);
+        code_place place = f.family == FAMILY_TIER ? place_tiered(f.bits, HD, i / HD, i % HD)
+                                                   : place_code(f.is_k, f.bits, HD, i / HD, i % HD);
         if (!place.torn)
             atomicOr(&w.words[place.word], code << place.bit);
         else
@@ -481,7 +537,7 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
 }
 
 template <int HD> cudaError_t launch_for(const encode_args &a, uint32_t n_jobs, cudaStream_t stream) {
-    bool normed = a.k.family == FAMILY_KVARN || a.v.family == FAMILY_KVARN;
+    bool normed = is_normalizing(a.k) || is_normalizing(a.v);
     size_t shared = (normed ? 2 : 1) * N * (HD + 1) * 4 + (N + HD) * 4 + 2 * N * HD;
     static_assert(2 * N * 257 * 4 + (N + 256) * 4 + 2 * N * 256 <= 227 * 1024, "fits one block");
     cudaError_t error = cudaFuncSetAttribute(encode_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);

@@ -23,6 +23,8 @@ enum tile_path {
     PATH_TURBO_4,
     PATH_NVFP4, /* e2m1 levels, scale per token and 16 channels, and per tile */
     PATH_FP8,   /* e4m3, scale per tile */
+    PATH_TIER_2, /* K: places of 4, 2 and 1 bits; scale and zero per place, scale per token */
+    PATH_TIER_3, /* 4, 3 and 2 bits */
     PATH_NONE
 };
 

@@ -12,10 +12,12 @@
  * one AND makes a pair of f16 subnormals of them.
  *
  *   bits  bytes of lane l in channel block j          where the code of (register r, token block b) lies
+ *   1     4 at (32 j + l) * 4                         bit 4 r + b
  *   2     8 at (32 j + l) * 8                         word r / 2, bit 8 (r % 2) + 2 b
- *   3     12 at (32 j + l) * 12                       i = 4 r + b: word i / 5, bit 3 (i % 5); i = 15: bit 15 of words 0, 1,
- * 2 4     16 at (32 j + l) * 16                       word r, bit 4 b 8     16 at ((b / 2) J + j) * 512 + 16 l word r, bit
- * 8 (b % 2)           (J = head_dim / 16) 16    16 at (b J + j) * 512 + 16 l                word r
+ *   3     12 at (32 j + l) * 12                       i = 4 r + b: word i / 5, bit 3 (i % 5); i = 15: bit 15 of words 0 - 2
+ *   4     16 at (32 j + l) * 16                       word r, bit 4 b
+ *   8     16 at ((b / 2) J + j) * 512 + 16 l          word r, bit 8 (b % 2)           (J = head_dim / 16)
+ *   16    16 at (b J + j) * 512 + 16 l                word r
  *
  * Scales follow the codes (meta), in the order in which a lane multiplies them into Q, P or S; see meta_place.
  */
@@ -46,6 +48,10 @@ KVQ_BOTH code_place place_code(bool is_k, uint32_t bits, uint32_t head_dim, uint
     uint32_t lane = row % 8 * 4 + col % 8 / 2, reg = row / 8 + 2 * (col / 8), half = col % 2 * 16;
     code_place place = {0, 0, false};
     switch (bits) {
+    case 1:
+        place.word = 32 * j + lane;
+        place.bit = half + 4 * reg + block;
+        break;
     case 2:
         place.word = (32 * j + lane) * 2 + reg / 2;
         place.bit = half + 8 * (reg % 2) + 2 * block;
@@ -137,6 +143,22 @@ KVQ_BOTH uint32_t from_sign_magnitude(uint32_t code) {
     return code < 8 ? code ^ 8 : 15 ^ code;
 }
 
+/*
+ * A tiered tile (keys): channels in an order of their own, cut into tiers of different widths; each block of 16 places is a
+ * block j of a tile of its width, one after the other. head_dim is a multiple of 64, so that no block is in two tiers.
+ */
+KVQ_BOTH uint32_t tier_bits(uint32_t bits, uint32_t head_dim, uint32_t place) { /* of a place; bits 2 or 3: of the codec */
+    uint32_t quarter = place / (head_dim / 4);
+    return bits == 2 ? (quarter == 0 ? 4 : quarter == 1 ? 2 : 1) : quarter == 0 ? 4 : quarter < 3 ? 3 : 2;
+}
+
+KVQ_BOTH code_place place_tiered(uint32_t bits, uint32_t head_dim, uint32_t token, uint32_t place) {
+    code_place at = place_code(true, tier_bits(bits, head_dim, place), 16, token, place % 16);
+    for (uint32_t first = 0; first < place / 16 * 16; first += 16)
+        at.word += 32 * tier_bits(bits, head_dim, first);
+    return at;
+}
+
 /* The half of an f16 fragment tile (K or V of an f16 page) that holds an element. */
 KVQ_BOTH uint32_t place_half(bool is_k, uint32_t head_dim, uint32_t token, uint32_t channel) {
     code_place place = place_code(is_k, 16, head_dim, token, channel);
@@ -153,6 +175,7 @@ enum codec_family {
     FAMILY_TURBO, /* levels of a codebook, a scale per token */
     FAMILY_NVFP4, /* e2m1 levels, an e4m3 scale per token and 16 channels, a float per tile */
     FAMILY_FP8,   /* e4m3, a float per tile */
+    FAMILY_TIER,  /* K: place_tiered; a scale and a zero per place, a factor per token, the channel of each place */
 };
 
 /* Codes that index a table: place_level, not place_code. */
@@ -174,7 +197,7 @@ KVQ_BOTH uint32_t n_groups_of(uint32_t n, uint32_t group) {
     return (n + group - 1) / group;
 }
 
-/* Half floats that follow the codes of a tile; of nvfp4, all bytes that do. */
+/* Half floats that follow the codes of a tile; of nvfp4 and of tiered tiles, all bytes that do. */
 KVQ_BOTH uint32_t meta_halfs(uint32_t family, bool is_k, uint32_t group, uint32_t head_dim) {
     uint32_t n = n_groups_of(is_k && family == FAMILY_KIVI ? TILE_TOKENS : head_dim, group);
     switch (family) {
@@ -187,6 +210,8 @@ KVQ_BOTH uint32_t meta_halfs(uint32_t family, bool is_k, uint32_t group, uint32_
         return (head_dim / 16 * TILE_TOKENS + 4) / 2;
     case FAMILY_FP8:
         return 2;
+    case FAMILY_TIER:
+        return 2 * head_dim + TILE_TOKENS + head_dim / 2;
     case FAMILY_KVARN:
         return is_k ? 2 * head_dim + TILE_TOKENS : 2 * TILE_TOKENS + head_dim;
     default:
@@ -204,14 +229,15 @@ KVQ_BOTH uint32_t nvfp4_scale_place(bool is_k, uint32_t i) {
     return (j * 4 + at % 8 / 2) * 16 + block * 4 + at / 8 + 2 * (at % 2);
 }
 
-/* Where half i after the codes of the canonical tile lies on the GPU. Not for nvfp4. */
+/* Where half i after the codes of the canonical tile lies on the GPU. Not for nvfp4. Behind the halves of a tiered tile place i has
+ * byte col_order(i), which is col_order of its channel. */
 KVQ_BOTH uint32_t meta_place(uint32_t family, bool is_k, uint32_t group, uint32_t head_dim, uint32_t i) {
     uint32_t n_cols = is_k ? head_dim : TILE_TOKENS; /* scales of a row */
     if (family == FAMILY_KIVI && is_k) { /* { scale, zero } (group, channel) -> (group, { scale, zero }, channel) */
         uint32_t n = n_groups_of(TILE_TOKENS, group), is_zero = i / (n * n_cols), g = i / n_cols % n;
         return (g * 2 + is_zero) * n_cols + col_order(i % n_cols);
     }
-    if (family == FAMILY_KVARN) { /* scale, zero, factor */
+    if (family == FAMILY_KVARN || family == FAMILY_TIER) { /* scale, zero, factor */
         return i < 2 * n_cols ? i / n_cols * n_cols + col_order(i % n_cols) : 2 * n_cols + row_order(i - 2 * n_cols);
     }
     if (family == FAMILY_FP8)
