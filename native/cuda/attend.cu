@@ -18,6 +18,7 @@ template <int NT> struct unit_state {
     attend_unit u;
     column_block<HD, NT> *cols;
     uint8_t *ring; /* of this warp */
+    float *bias;   /* (n_pairs, { C, S }, columns) of kv/key_bias.h, as base-2 logits */
     int warp, lane, head_group;
 };
 
@@ -78,6 +79,56 @@ __device__ void prepare_columns(const attend_args &a, const attend_unit &u, int 
     __syncthreads();
 }
 
+/* ---- the key bias of encoded tiles ---- */
+
+template <int NT> __device__ void prepare_bias(const unit_state<NT> &w) {
+    constexpr int N_COLS = 8 * NT;
+    const attend_args &a = *w.a;
+    for (uint32_t i = threadIdx.x; i < a.bias.n_pairs * N_COLS; i += blockDim.x) {
+        uint32_t pair = i / N_COLS, col = i % N_COLS, at = w.u.head * a.bias.n_pairs + pair;
+        float C = 0.0f, S = 0.0f;
+        if (col < w.u.n_cols) {
+            uint32_t c = w.u.first_col + col, row = w.u.row + c / w.head_group,
+                     head = w.u.head * w.head_group + c % w.head_group;
+            const float *q = a.q + ((size_t)row * a.n_head + head) * HD;
+            float q_c = q[a.bias.c[at]], q_s = q[a.bias.s[at]], factor = a.scale * LOG2E;
+            C = (q_c * a.bias.b_c[at] + q_s * a.bias.b_s[at]) * factor;
+            S = (q_s * a.bias.b_c[at] - q_c * a.bias.b_s[at]) * factor;
+        }
+        w.bias[2 * pair * N_COLS + col] = C;
+        w.bias[(2 * pair + 1) * N_COLS + col] = S;
+    }
+    __syncthreads();
+}
+
+/* s += A cos(f t) + B sin(f t); pos: of the first token of the step */
+template <int NT, int NB>
+__device__ __forceinline__ void add_bias(const unit_state<NT> &w, int pos, float (&s)[NB][NT][4]) {
+    constexpr int N_COLS = 8 * NT;
+    const bias_tables &bias = w.a->bias;
+    const float *turn = bias.turn + ((size_t)w.u.head * bias.n_tiles + pos / TILE_TOKENS) * 2 * bias.n_pairs;
+    const float *cos_wave = bias.wave + (size_t)w.u.head * 2 * bias.n_pairs * TILE_TOKENS + pos % TILE_TOKENS + w.lane / 4;
+    const float *sin_wave = cos_wave + bias.n_pairs * TILE_TOKENS;
+#pragma unroll 1
+    for (uint32_t i = 0; i < bias.n_pairs; i++) {
+        float cos_start = __ldg(&turn[i]), sin_start = __ldg(&turn[bias.n_pairs + i]);
+#pragma unroll
+        for (int n = 0; n < 2 * NT; n++) {
+            int col = 8 * (n / 2) + w.lane % 4 * 2 + n % 2;
+            float C = w.bias[2 * i * N_COLS + col], S = w.bias[(2 * i + 1) * N_COLS + col];
+            float A = C * cos_start + S * sin_start, B = S * cos_start - C * sin_start;
+#pragma unroll
+            for (int b = 0; b < NB; b++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    int t = 16 * b + 8 * half;
+                    s[b][n / 2][n % 2 + 2 * half] += A * __ldg(&cos_wave[i * TILE_TOKENS + t]) +
+                                                     B * __ldg(&sin_wave[i * TILE_TOKENS + t]);
+                }
+        }
+    }
+}
+
 /* ---- one step of a warp: NB blocks of 16 tokens ---- */
 
 /* cap * tanh(x / cap) */
@@ -85,7 +136,7 @@ __device__ __forceinline__ float capped(float x, float cap) {
     return cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(__fdividef(2.0f * LOG2E * x, cap)));
 }
 
-/* Cap, then mask what a column does not see. pos: of the first token of the step */
+/* Key bias and cap, then mask what a column does not see. pos: of the first token of the step */
 template <int NT, int NB>
 __device__ __forceinline__ void cap_and_mask(const unit_state<NT> &w, int pos, float (&s)[NB][NT][4]) {
     const attend_args &a = *w.a;
@@ -98,6 +149,8 @@ __device__ __forceinline__ void cap_and_mask(const unit_state<NT> &w, int pos, f
             for (int i = 0; i < 4; i++)
                 s[b][nt][i] *= i & 1 ? scale.y : scale.x;
     }
+    if (a.bias.n_pairs > 0 && w.u.coded)
+        add_bias<NT, NB>(w, pos, s);
     if (a.softcap > 0.0f)
 #pragma unroll
         for (int b = 0; b < NB; b++)
@@ -130,7 +183,7 @@ __device__ __forceinline__ void cap_and_mask(const unit_state<NT> &w, int pos, f
 #define SCORE_CHANNEL(bits, groups, token)                                                                                 \
     score_channel<HD, NT, NB, bits, groups, token>(codes, meta, b0, w.cols, w.lane, s)
 
-#define SCORE_LEVELS(type) score_levels<HD, NT, NB, type>(codes, meta, b0, w.cols, w.lane, s)
+#define SCORE_LEVELS(type) score_levels<HD, NT, NB, type>(codes, meta, b0, w.cols, opaque(w.lane), s)
 
 template <int NT, int NB>
 __device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta,
@@ -178,11 +231,11 @@ __device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, co
         break;
     case PATH_TIER_2:
         if constexpr (HD % 64 == 0)
-            score_tiers<HD, NT, NB, 2>(codes, meta, b0, w.cols, w.lane, s);
+            score_tiers<HD, NT, NB, 2>(codes, meta, b0, w.cols, opaque(w.lane), s);
         break;
     case PATH_TIER_3:
         if constexpr (HD % 64 == 0)
-            score_tiers<HD, NT, NB, 3>(codes, meta, b0, w.cols, w.lane, s);
+            score_tiers<HD, NT, NB, 3>(codes, meta, b0, w.cols, opaque(w.lane), s);
         break;
     default:
         if constexpr (NB == 1) {
@@ -197,7 +250,7 @@ __device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, co
 }
 
 #define MIX_TOKEN(bits, g, zero, channel) mix_token<HD, NT, NB, bits, g, zero, channel>(codes, meta, b0, p, w.lane, out)
-#define MIX_LEVELS(type) mix_levels<HD, NT, NB, type>(codes, meta, b0, p, w.lane, out)
+#define MIX_LEVELS(type)                  mix_levels<HD, NT, NB, type>(codes, meta, b0, p, opaque(w.lane), out)
 
 template <int NT, int NB>
 __device__ __forceinline__ void mix(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta,
@@ -305,14 +358,13 @@ __device__ __forceinline__ void walk(const unit_state<NT> &w, const tile_side &k
     };
 
     const bool two = 2 * stage_bytes <= (int)a.ring_bytes; /* else other warps compute while this one loads */
-    uint8_t *stages[2] = {w.ring, w.ring + (two ? stage_bytes : 0)};
     if (two && n_steps > 0)
-        fetch(0, stages[0]);
+        fetch(0, w.ring);
     commit_async();
     for (int step = 0; step < n_steps; step++) {
         __syncwarp(); /* the stage fetched next was read in the step before */
         if (!two || step + 1 < n_steps)
-            fetch(step + two, stages[1]);
+            fetch(step + two, w.ring + (two && step % 2 == 0 ? stage_bytes : 0));
         commit_async();
         if (two)
             wait_async<1>();
@@ -320,7 +372,7 @@ __device__ __forceinline__ void walk(const unit_state<NT> &w, const tile_side &k
             wait_async<0>();
         __syncwarp();
 
-        const uint8_t *stage = stages[0];
+        const uint8_t *stage = w.ring + (two && step % 2 == 1 ? stage_bytes : 0);
         int nth = step * N_WARPS + w.warp, b0 = nth % STEPS * NB;
         int pos = ((w.u.first_tile + nth / STEPS) * 4 + b0) * 16;
         float s[NB][NT][4];
@@ -335,9 +387,6 @@ __device__ __forceinline__ void walk(const unit_state<NT> &w, const tile_side &k
             keep.y = (token + 8 < end ? 0xffffu : 0) | (token + 9 < end ? 0xffff0000u : 0);
         }
         mix<NT, NB>(w, v.path, stage + v_at, stage + v_meta_at, b0, keep, p, out);
-        uint8_t *next = stages[1];
-        stages[1] = stages[0];
-        stages[0] = next;
     }
     wait_async<0>();
 }
@@ -484,7 +533,15 @@ __device__ void merge_units(const attend_args &a, const attend_unit &u, uint32_t
     }
 }
 
-template <int NT> __device__ void run_unit(const attend_args &a, uint32_t unit, uint8_t *memory) {
+template <int NT> __host__ __device__ constexpr size_t columns_bytes() {
+    return (sizeof(column_block<HD, NT>) + 127) / 128 * 128;
+}
+
+template <int NT> __host__ __device__ inline size_t bias_bytes(uint32_t n_pairs) {
+    return ((size_t)n_pairs * 2 * 8 * NT * sizeof(float) + 127) / 128 * 128;
+}
+
+template <int NT> __device__ __forceinline__ void run_unit(const attend_args &a, uint32_t unit, uint8_t *memory) {
     constexpr int N_COLS = 8 * NT;
     unit_state<NT> w;
     w.a = &a;
@@ -493,10 +550,13 @@ template <int NT> __device__ void run_unit(const attend_args &a, uint32_t unit, 
     w.lane = threadIdx.x % 32;
     w.head_group = a.n_head / a.n_head_kv;
     w.cols = reinterpret_cast<column_block<HD, NT> *>(memory);
-    uint8_t *rings = memory + (sizeof(column_block<HD, NT>) + 127) / 128 * 128;
+    w.bias = reinterpret_cast<float *>(memory + columns_bytes<NT>());
+    uint8_t *rings = memory + columns_bytes<NT>() + bias_bytes<NT>(a.bias.n_pairs);
     w.ring = rings + w.warp * a.ring_bytes;
     float *floats = reinterpret_cast<float *>(rings); /* before and after the walk the rings are free */
     prepare_columns<NT>(a, w.u, w.head_group, floats, w.cols);
+    if (a.bias.n_pairs > 0 && w.u.coded)
+        prepare_bias<NT>(w);
 
     output_block<HD, NT> out;
 #pragma unroll
@@ -548,21 +608,21 @@ __global__ void __launch_bounds__(32 * N_WARPS, NT == 1 && HD <= 128 ? 4
         run_unit<NT>(a, unit, shared_memory());
 }
 
-/* Columns, then the rings, where the merge has its scratch as well. */
-template <int NT> size_t shared_bytes(uint32_t ring_bytes) {
+/* Columns, their products with the key bias, then the rings, where the merge has its scratch as well. */
+template <int NT> size_t shared_bytes(uint32_t ring_bytes, uint32_t n_pairs) {
     size_t merge = (N_WARPS * 8 * NT * LD + (2 + 2 * N_WARPS) * 8 * NT + 4) * sizeof(float),
            rings = N_WARPS * (size_t)ring_bytes;
-    return (sizeof(column_block<HD, NT>) + 127) / 128 * 128 + (merge > rings ? merge : rings);
+    return columns_bytes<NT>() + bias_bytes<NT>(n_pairs) + (merge > rings ? merge : rings);
 }
 
 template <int NT> cudaError_t launch_for(const attend_args *args, uint32_t n_blocks, cudaStream_t stream) {
-    size_t shared = shared_bytes<NT>(args->ring_bytes);
+    size_t shared = shared_bytes<NT>(args->ring_bytes, args->bias.n_pairs);
     return launch(attend_kernel<NT>, dim3(n_blocks), 32 * N_WARPS, shared, stream, *args);
 }
 
-template <int NT> int blocks_per_sm(uint32_t ring_bytes) {
+template <int NT> int blocks_per_sm(uint32_t ring_bytes, uint32_t n_pairs) {
     int n = 0;
-    size_t shared = shared_bytes<NT>(ring_bytes);
+    size_t shared = shared_bytes<NT>(ring_bytes, n_pairs);
     if (cudaFuncSetAttribute(attend_kernel<NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) != cudaSuccess ||
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, attend_kernel<NT>, 32 * N_WARPS, shared) != cudaSuccess)
         return 0;
@@ -575,8 +635,8 @@ template <int NT> int blocks_per_sm(uint32_t ring_bytes) {
 #define NAME1(name, hd) NAME2(name, hd)
 
 /* n_tiles: column tiles of 8, 1 or 2. Returns 0 if the GPU cannot hold a block. */
-extern "C" int NAME1(kvq_cuda_attend_blocks, KVQ_HEAD_DIM)(int n_tiles, uint32_t ring_bytes) {
-    return n_tiles == 1 ? blocks_per_sm<1>(ring_bytes) : blocks_per_sm<2>(ring_bytes);
+extern "C" int NAME1(kvq_cuda_attend_blocks, KVQ_HEAD_DIM)(int n_tiles, uint32_t ring_bytes, uint32_t n_pairs) {
+    return n_tiles == 1 ? blocks_per_sm<1>(ring_bytes, n_pairs) : blocks_per_sm<2>(ring_bytes, n_pairs);
 }
 
 extern "C" cudaError_t NAME1(kvq_cuda_attend_launch, KVQ_HEAD_DIM)(int n_tiles, const attend_args *args, uint32_t n_blocks,

@@ -4,7 +4,7 @@
 #define EACH_HEAD_DIM(X) X(16) X(32) X(64) X(80) X(96) X(112) X(128) X(256)
 
 #define DECLARE(hd)                                                                                                        \
-    extern "C" int kvq_cuda_attend_blocks_##hd(int n_tiles, uint32_t ring_bytes);                                          \
+    extern "C" int kvq_cuda_attend_blocks_##hd(int n_tiles, uint32_t ring_bytes, uint32_t n_pairs);                        \
     extern "C" cudaError_t kvq_cuda_attend_attributes_##hd(cudaFuncAttributes *out);                                       \
     extern "C" cudaError_t kvq_cuda_attend_launch_##hd(int n_tiles, const attend_args *args, uint32_t n_blocks,            \
                                                        cudaStream_t stream);
@@ -27,11 +27,11 @@ uint32_t attend_ring_bytes(uint32_t head_dim, const tile_side *k, const tile_sid
     return (larger(f16_stage, n_stages * stage) + 127) / 128 * 128;
 }
 
-int attend_blocks_per_sm(uint32_t head_dim, int n_tiles, uint32_t ring_bytes) {
+int attend_blocks_per_sm(uint32_t head_dim, int n_tiles, uint32_t ring_bytes, uint32_t n_pairs) {
     switch (head_dim) {
 #define BLOCKS(hd)                                                                                                         \
     case hd:                                                                                                               \
-        return kvq_cuda_attend_blocks_##hd(n_tiles, ring_bytes);
+        return kvq_cuda_attend_blocks_##hd(n_tiles, ring_bytes, n_pairs);
         EACH_HEAD_DIM(BLOCKS)
     }
     return 0;

@@ -33,8 +33,6 @@ struct variant {
     uint32_t *n_units;  /* device */
     attend_unit *host_units;
     uint32_t *host_n_units;
-    float *partial, *partial_max;
-    uint32_t *arrived;
 };
 
 struct kept_graph {
@@ -71,6 +69,9 @@ struct cuda_backend {
     uint4 *fragments;
     float *x_sums;
     uint8_t *staging;
+    uint8_t *units, *host_units;  /* (MAX_VARIANTS, { n_units, units }) device, pinned */
+    float *partial, *partial_max; /* of the attention that runs: layers wait for each other */
+    uint32_t *arrived;            /* (max_units) */
     variant variants[MAX_VARIANTS];
     uint32_t n_variants, variants_used;
     kept_graph graphs[MAX_GRAPHS];
@@ -152,12 +153,49 @@ pykvq_status op_kv_check(kvq_backend *be, const kvq_codec *k, const kvq_codec *v
     uint32_t head_dim = cuda_of(be)->limits.max_head_dim;
     for (const kvq_codec *codec : {k, v})
         if (!describe_codec(codec, head_dim, &side, &format))
-            return fail(PYKVQ_E_UNSUPPORTED, "KV type %s (%s): the GPU has no kernels for it with heads of %u elements; cpu has",
-                        codec->name, codec->side == 'k' ? "keys" : "values", head_dim);
+            return fail(PYKVQ_E_UNSUPPORTED,
+                        "KV type %s (%s): the GPU has no kernels for it with heads of %u elements; cpu has", codec->name,
+                        codec->side == 'k' ? "keys" : "values", head_dim);
     cudaFuncAttributes attributes;
     if (attend_attributes(head_dim, &attributes) != cudaSuccess)
         return fail(PYKVQ_E_UNSUPPORTED, "attention: the GPU has no kernel for heads of %u elements", head_dim);
     return PYKVQ_OK;
+}
+
+/* The key bias's one allocation, the same on the device; the pointers into it move along. */
+struct layer_memory {
+    void *memory;
+    bias_tables bias;
+};
+
+template <typename T> const T *moved(const T *p, const kvq_key_bias *from, void *to) {
+    return (const T *)((uint8_t *)to + ((const uint8_t *)p - (const uint8_t *)from));
+}
+
+void op_kv_free(kvq_backend *, kvq_kv_layer *kv) {
+    layer_memory *memory = (layer_memory *)kv->device;
+    if (memory != NULL)
+        cudaFree(memory->memory);
+    free(memory);
+    kv->device = NULL;
+}
+
+pykvq_status op_kv_load(kvq_backend *, kvq_kv_layer *kv) {
+    const kvq_key_bias *b = kv->key_bias;
+    layer_memory *memory = (layer_memory *)calloc(1, sizeof *memory);
+    kv->device = memory;
+    if (memory == NULL)
+        return fail(PYKVQ_E_MEMORY, "key bias: out of host memory");
+    KVQ_TRY(take(b->n_bytes, "key bias", &memory->memory));
+    KVQ_TRY(copy(memory->memory, b, b->n_bytes));
+    void *to = memory->memory;
+    memory->bias = {b->n_pairs,           b->n_tiles,           moved(b->c, b, to),    moved(b->s, b, to),
+                    moved(b->b_c, b, to), moved(b->b_s, b, to), moved(b->wave, b, to), moved(b->turn, b, to)};
+    return PYKVQ_OK;
+}
+
+bias_tables bias_of(const kvq_kv_layer *kv) {
+    return kv->device != NULL ? ((const layer_memory *)kv->device)->bias : bias_tables{};
 }
 
 /* ---- steps ---- */
@@ -251,6 +289,7 @@ void run_encodes(cuda_backend *c) {
         a.v_tile_bytes = (uint32_t)kv->v_tile_bytes;
         a.n_head_kv = kv->n_head_kv;
         a.head_dim = kv->head_dim;
+        a.bias = bias_of(kv);
         note(c, launch_encode(a, c->encodes[i].n, c->stream));
     }
 }
@@ -393,9 +432,20 @@ void op_gated(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight
     args.w[0] = matrix_of(gate);
     args.w[1] = matrix_of(up);
     args.y[0] = y;
-    if (args.w[0].kind != args.w[1].kind)
-        c->refusal = "feed-forward: gate and up of different weight types";
-    run_linear(c, x, n_rows, gate->n_in, args);
+    if (args.w[0].kind == args.w[1].kind) {
+        run_linear(c, x, n_rows, gate->n_in, args);
+        return;
+    }
+    flush_norm(c); /* kinds differ: one kernel each, both read x */
+    linear_args one = {};
+    one.n = 1;
+    one.w[0] = args.w[1];
+    one.y[0] = y;
+    run_linear(c, x, n_rows, gate->n_in, one);
+    one.w[0] = args.w[0];
+    one.times = true;
+    one.activation = args.activation;
+    run_linear(c, x, n_rows, gate->n_in, one);
 }
 
 void op_gather(kvq_backend *be, const float *x, uint32_t n, const uint32_t *, uint32_t n_rows, float *y) {
@@ -455,11 +505,23 @@ void op_store(kvq_backend *be, const kvq_heads *h) {
     launch_store(a, c->batch->n_tokens, c->stream);
 }
 
-size_t variant_bytes(const cuda_backend *c, uint32_t n_cols) {
-    return c->max_units * (sizeof(attend_unit) + sizeof(uint32_t) + n_cols * (c->limits.max_head_dim + 2) * sizeof(float));
+size_t round_256(size_t n) {
+    return (n + 255) / 256 * 256;
 }
 
-/* The variant of this shape; made, but for its memory, when first met. */
+size_t units_bytes(const cuda_backend *c) { /* of a variant: its number of units, then the units */
+    return 256 + round_256(c->max_units * sizeof(attend_unit));
+}
+
+size_t partial_bytes(const cuda_backend *c) { /* units of 16 columns */
+    return (size_t)c->max_units * 16 * c->limits.max_head_dim * sizeof(float);
+}
+
+size_t partial_max_bytes(const cuda_backend *c) {
+    return (size_t)c->max_units * 16 * 2 * sizeof(float);
+}
+
+/* The variant of this shape, a new one when first met. */
 variant *variant_of(cuda_backend *c, const plan_shape &shape) {
     for (uint32_t i = 0; i < c->n_variants; i++)
         if (memcmp(&c->variants[i].shape, &shape, sizeof shape) == 0) {
@@ -469,15 +531,11 @@ variant *variant_of(cuda_backend *c, const plan_shape &shape) {
     if (c->n_variants == MAX_VARIANTS)
         return NULL;
     variant *v = &c->variants[c->n_variants];
-    size_t n_rows = (size_t)c->max_units * shape.n_cols;
-    note(c, cudaMalloc(&v->units, c->max_units * sizeof(attend_unit)));
-    note(c, cudaMalloc(&v->n_units, sizeof(uint32_t)));
-    note(c, cudaMallocHost(&v->host_units, c->max_units * sizeof(attend_unit)));
-    note(c, cudaMallocHost(&v->host_n_units, sizeof(uint32_t)));
-    note(c, cudaMalloc(&v->partial, n_rows * c->limits.max_head_dim * sizeof(float)));
-    note(c, cudaMalloc(&v->partial_max, n_rows * 2 * sizeof(float)));
-    note(c, cudaMalloc(&v->arrived, c->max_units * sizeof(uint32_t)));
-    note(c, cudaMemset(v->arrived, 0, c->max_units * sizeof(uint32_t)));
+    uint8_t *device = c->units + c->n_variants * units_bytes(c), *host = c->host_units + c->n_variants * units_bytes(c);
+    v->n_units = (uint32_t *)device;
+    v->units = (attend_unit *)(device + 256);
+    v->host_n_units = (uint32_t *)host;
+    v->host_units = (attend_unit *)(host + 256);
     v->shape = shape;
     c->variants_used |= 1u << c->n_variants++;
     return v;
@@ -495,11 +553,7 @@ void op_attend(kvq_backend *be, const kvq_attention *t) {
         c->refusal = "attention: a KV type that the GPU has no kernel for";
         return;
     }
-    if (kv->key_bias != NULL) {
-        c->refusal =
-            "attention: keys with a bias in an encoded cache are not implemented on the GPU; kv f16 works, so does the cpu";
-        return;
-    }
+    a.bias = bias_of(kv);
     if (t->sink_logits != NULL) {
         c->refusal = "attention: sink logits are not implemented on the GPU";
         return;
@@ -514,7 +568,7 @@ void op_attend(kvq_backend *be, const kvq_attention *t) {
     shape.head_group = head_group;
     shape.n_cols = longest * head_group <= 8 ? 8 : 16;
     a.ring_bytes = attend_ring_bytes(kv->head_dim, &a.k, &a.v);
-    int per_sm = attend_blocks_per_sm(kv->head_dim, shape.n_cols / 8, a.ring_bytes);
+    int per_sm = attend_blocks_per_sm(kv->head_dim, shape.n_cols / 8, a.ring_bytes, a.bias.n_pairs);
     if (per_sm == 0) {
         c->refusal = "attention: a head_dim that the GPU has no kernel for";
         return;
@@ -532,9 +586,9 @@ void op_attend(kvq_backend *be, const kvq_attention *t) {
     a.tables = c->device.tables[t->group];
     a.raw = (const uint8_t *)kv->raw;
     a.coded = kv->coded;
-    a.partial = v->partial;
-    a.partial_max = v->partial_max;
-    a.arrived = v->arrived;
+    a.partial = c->partial;
+    a.partial_max = c->partial_max;
+    a.arrived = c->arrived;
     a.k_tile_bytes = (uint32_t)kv->k_tile_bytes;
     a.v_tile_bytes = (uint32_t)kv->v_tile_bytes;
     a.n_head = t->n_head;
@@ -575,16 +629,11 @@ void op_destroy(kvq_backend *be) {
     cuda_backend *c = cuda_of(be);
     for (uint32_t i = 0; i < c->n_graphs; i++)
         cudaGraphExecDestroy(c->graphs[i].exec);
-    for (uint32_t i = 0; i < c->n_variants; i++) {
-        variant *v = &c->variants[i];
-        cudaFree(v->units);
-        cudaFree(v->n_units);
-        cudaFreeHost(v->host_units);
-        cudaFreeHost(v->host_n_units);
-        cudaFree(v->partial);
-        cudaFree(v->partial_max);
-        cudaFree(v->arrived);
-    }
+    cudaFree(c->units);
+    cudaFreeHost(c->host_units);
+    cudaFree(c->partial);
+    cudaFree(c->partial_max);
+    cudaFree(c->arrived);
     cudaFreeHost(c->host.tokens);
     cudaFree(c->device.tokens);
     cudaFree(c->ropes[0].device);
@@ -607,6 +656,8 @@ const kvq_backend_ops ops = {
     .weight_load = op_weight_load,
     .weight_free = op_weight_free,
     .kv_check = op_kv_check,
+    .kv_load = op_kv_load,
+    .kv_free = op_kv_free,
     .scratch_bytes = op_scratch_bytes,
     .step_begin = op_step_begin,
     .step_end = op_step_end,
@@ -620,10 +671,6 @@ const kvq_backend_ops ops = {
     .attend = op_attend,
     .encode = op_encode,
 };
-
-size_t round_256(size_t n) {
-    return (n + 255) / 256 * 256;
-}
 
 /* Carves the arrays of a step out of one block; returns its size. */
 size_t lay_out(const cuda_backend *c, uint8_t *memory, step_arrays *a) {
@@ -664,7 +711,8 @@ scratch_sizes size_scratch(cuda_backend *c) {
     s.fragments = n_steps * (LINEAR_MAX_ROWS / 8) * 1024;
     s.x_sums = n_steps * 4 * LINEAR_MAX_ROWS * sizeof(float);
     s.ropes = MAX_ROPES * KVQ_MAX_HEAD_DIM * sizeof(float);
-    c->n_scratch_bytes = s.arrays + s.fragments + s.x_sums + s.ropes + STAGING_BYTES + variant_bytes(c, 16);
+    c->n_scratch_bytes = s.arrays + s.fragments + s.x_sums + s.ropes + STAGING_BYTES + MAX_VARIANTS * units_bytes(c) +
+                         partial_bytes(c) + partial_max_bytes(c) + c->max_units * sizeof(uint32_t);
     return s;
 }
 
@@ -682,6 +730,13 @@ pykvq_status prepare(cuda_backend *c) {
     KVQ_TRY(take(s.fragments, "activation fragments", (void **)&c->fragments));
     KVQ_TRY(take(s.x_sums, "activation sums", (void **)&c->x_sums));
     KVQ_TRY(take(STAGING_BYTES, "weight staging", (void **)&c->staging));
+    KVQ_TRY(take(MAX_VARIANTS * units_bytes(c), "units of attention", (void **)&c->units));
+    KVQ_TRY(take(partial_bytes(c), "partial attention", (void **)&c->partial));
+    KVQ_TRY(take(partial_max_bytes(c), "partial attention", (void **)&c->partial_max));
+    KVQ_TRY(take(c->max_units * sizeof(uint32_t), "partial attention", (void **)&c->arrived));
+    if (cudaMallocHost(&c->host_units, MAX_VARIANTS * units_bytes(c)) != cudaSuccess)
+        return fail(PYKVQ_E_MEMORY, "units of attention: no %zu bytes of pinned host memory",
+                    MAX_VARIANTS * units_bytes(c));
     KVQ_TRY(take(s.ropes, "RoPE frequencies", &memory));
     for (uint32_t i = 0; i < MAX_ROPES; i++)
         c->ropes[i].device = (float *)memory + i * KVQ_MAX_HEAD_DIM;

@@ -47,8 +47,8 @@ bool describe_codec(const kvq_codec *codec, uint32_t head_dim, tile_side *side, 
             continue;
         uint32_t chunk_tokens = k.bits == 16 ? 16 : k.bits == 8 ? 32 : 64;
         uint32_t chunk_bytes = chunk_tokens * head_dim * k.bits / 8, whole = (meta_bytes + 15) / 16 * 16;
-        *side = tile_side{is_k ? k.k_path : k.v_path, k.bits, k.offset, chunk_tokens, chunk_bytes, whole, k.rotated,
-                          unit_of(&k)};
+        *side = tile_side{
+            is_k ? k.k_path : k.v_path, k.bits, k.offset, chunk_tokens, chunk_bytes, whole, k.rotated, unit_of(&k)};
         *format = tile_format{k.family, k.bits, group, is_k, k.rotated};
         return true;
     }

@@ -309,7 +309,7 @@ __device__ void encode_tier(const work &w, const tile_format &f, __half *meta) {
 
 /* kv/turbo.c's, by bits: 4, 8 and 16 of them */
 __constant__ const float centroids[28] = {
-    -1.510418f, -0.452780f, 0.452780f,  1.510418f,  -2.151946f, -1.343909f, -0.756005f, -0.245094f, 0.245094f, 0.756005f,
+    -1.510418f, -0.452780f, 0.452780f,  1.510418f,  -2.151946f, -1.343909f, -0.756005f, -0.245094f, 0.245094f,  0.756005f,
     1.343909f,  2.151946f,  -2.732590f, -2.069017f, -1.618046f, -1.256231f, -0.942340f, -0.656759f, -0.388048f, -0.128395f,
     0.128395f,  0.388048f,  0.656759f,  0.942340f,  1.256231f,  1.618046f,  2.069017f,  2.732590f};
 
@@ -449,13 +449,35 @@ __device__ void encode_nvfp4(const work &w, const tile_format &f, uint8_t *meta)
 
 /* ---- a tile ---- */
 
-/* y = the f16 tile, what is not finite as 0, rotated if the codec is */
-template <int HD> __device__ void load_tile(const work &w, const tile_format &f, const __half *raw) {
+/* y (64, ld) minus the key bias: kvq_key_bias_remove. Pairs that only fill up a head's table have no bias. */
+__device__ void remove_bias(const work &w, const bias_tables &b, uint32_t head, uint32_t tile) {
+    const float *cos_start = b.turn + ((size_t)head * b.n_tiles + tile) * 2 * b.n_pairs, *sin_start = cos_start + b.n_pairs;
+    const float *cos_wave = b.wave + (size_t)head * 2 * b.n_pairs * N, *sin_wave = cos_wave + b.n_pairs * N;
+    for (uint32_t i = threadIdx.x; i < b.n_pairs * N; i += blockDim.x) {
+        uint32_t pair = i / N, t = i % N, at = head * b.n_pairs + pair;
+        float b_c = b.b_c[at], b_s = b.b_s[at];
+        if (b_c == 0.0f && b_s == 0.0f)
+            continue;
+        float cos_j = cos_start[pair] * cos_wave[i] - sin_start[pair] * sin_wave[i];
+        float sin_j = sin_start[pair] * cos_wave[i] + cos_start[pair] * sin_wave[i];
+        w.y[t * w.ld + b.c[at]] -= b_c * cos_j - b_s * sin_j;
+        w.y[t * w.ld + b.s[at]] -= b_c * sin_j + b_s * cos_j;
+    }
+    __syncthreads();
+}
+
+/* y = the f16 tile, minus the key bias, what is not finite as 0, rotated if the codec is */
+template <int HD>
+__device__ void load_tile(const work &w, const tile_format &f, const __half *raw, const bias_tables &bias, uint32_t head,
+                          uint32_t tile) {
+    for (int i = threadIdx.x; i < N * HD; i += blockDim.x)
+        w.y[i / HD * w.ld + i % HD] = __half2float(raw[place_half(f.is_k, HD, i / HD, i % HD)]);
+    __syncthreads();
+    if (f.is_k && bias.n_pairs > 0)
+        remove_bias(w, bias, head, tile);
     for (int i = threadIdx.x; i < N * HD; i += blockDim.x) {
-        int t = i / HD, d = i % HD;
-        float x = __half2float(raw[place_half(f.is_k, HD, t, d)]);
-        x = fabsf(x) <= F16_MAX ? x : 0.0f;
-        w.y[t * w.ld + d] = f.rotated && rotate_negative(d) ? -x : x;
+        float *y = &w.y[i / HD * w.ld + i % HD], x = fabsf(*y) <= F16_MAX ? *y : 0.0f;
+        *y = f.rotated && rotate_negative(i % HD) ? -x : x;
     }
     __syncthreads();
     if (!f.rotated)
@@ -489,12 +511,19 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
     const __half *raw = a.raw + ((size_t)job.raw * a.n_head_kv + head) * 2 * N * HD + (is_k ? 0 : N * HD);
     uint8_t *tile = a.coded + ((size_t)(job.coded & 0x7fffffffu) * a.n_head_kv + head) * (a.k_tile_bytes + a.v_tile_bytes) +
                     (is_k ? 0 : a.k_tile_bytes);
+    if (f.family == FAMILY_F16 && is_k && a.bias.n_pairs > 0) {
+        load_tile<HD>(w, f, raw, a.bias, head, job.tile);
+        for (int i = threadIdx.x; i < N * HD; i += blockDim.x)
+            reinterpret_cast<__half *>(tile)[place_half(true, HD, i / HD, i % HD)] = __float2half_rn(
+                w.y[i / HD * LD + i % HD]);
+        return;
+    }
     if (f.family == FAMILY_F16) { /* the f16 side of a mixed pair: what is not finite becomes 0 */
         for (int i = threadIdx.x; i < N * HD; i += blockDim.x)
             reinterpret_cast<__half *>(tile)[i] = __hisnan(raw[i]) || __hisinf(raw[i]) ? __float2half_rn(0.0f) : raw[i];
         return;
     }
-    load_tile<HD>(w, f, raw);
+    load_tile<HD>(w, f, raw, a.bias, head, job.tile);
     __half *meta = reinterpret_cast<__half *>(tile + N * HD * f.bits / 8);
     if (f.family == FAMILY_KIVI)
         encode_kivi(w, f, meta);

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "format.h"
 #include "tile.h"
 
 typedef struct tile_format { /* of a codec, as the encoder needs it */
@@ -23,6 +24,7 @@ typedef struct encode_args {
     const encode_job *jobs; /* device memory */
     tile_format k, v;
     uint32_t k_tile_bytes, v_tile_bytes, n_head_kv, head_dim;
+    bias_tables bias;
 } encode_args;
 
 cudaError_t launch_encode(const encode_args &args, uint32_t n_jobs, cudaStream_t stream);

@@ -21,8 +21,8 @@ enum tile_path {
     PATH_TURBO_2,      /* levels of a codebook, scale per token */
     PATH_TURBO_3,
     PATH_TURBO_4,
-    PATH_NVFP4, /* e2m1 levels, scale per token and 16 channels, and per tile */
-    PATH_FP8,   /* e4m3, scale per tile */
+    PATH_NVFP4,  /* e2m1 levels, scale per token and 16 channels, and per tile */
+    PATH_FP8,    /* e4m3, scale per tile */
     PATH_TIER_2, /* K: places of 4, 2 and 1 bits; scale and zero per place, scale per token */
     PATH_TIER_3, /* 4, 3 and 2 bits */
     PATH_NONE
@@ -49,6 +49,14 @@ typedef struct attend_unit {
     uint32_t first_unit, n_units;    /* of this output */
 } attend_unit;
 
+/* kv/key_bias.h's tables in device memory; n_pairs 0: nothing is taken out of the keys. */
+typedef struct bias_tables {
+    uint32_t n_pairs, n_tiles;
+    const uint16_t *c, *s;    /* (n_head_kv, n_pairs) */
+    const float *b_c, *b_s;   /* (n_head_kv, n_pairs) */
+    const float *wave, *turn; /* (n_head_kv, { cos, sin } (n_pairs), 64), (n_head_kv, n_tiles, { cos, sin } (n_pairs)) */
+} bias_tables;
+
 typedef struct attend_args {
     const float *q; /* (n_tokens, n_head, head_dim) */
     float *o;       /* (n_tokens, n_head, head_dim) */
@@ -66,6 +74,7 @@ typedef struct attend_args {
     float scale, softcap;
     uint32_t window;
     uint32_t ring_bytes; /* of shared memory per warp */
+    bias_tables bias;
 } attend_args;
 
 #endif

@@ -47,6 +47,12 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, u
     return y;
 }
 
+/* x, of which the compiler knows nothing: what follows from it is computed where it is used, not kept in registers. */
+__device__ __forceinline__ int opaque(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 /* The shared memory that a launch asks for. */
 __device__ __forceinline__ uint8_t *shared_memory() {
     extern __shared__ __align__(128) uint8_t memory[];

@@ -26,6 +26,7 @@ typedef struct linear_args {
     const uint4 *x;      /* B fragments of the rows */
     const float *x_sums; /* of their values over 16 columns */
     bool add;
+    bool times; /* y = act(x . w) * y */
     bool gated; /* y[0] = act(x . w[0]) * (x . w[1]) */
     uint32_t activation;
 } linear_args;

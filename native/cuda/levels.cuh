@@ -9,7 +9,7 @@
  *                    ANDs for two
  *
  * Scales: of a token (turbo) into S and P; of a token and 16 channels (nvfp4) into S, after each product, and P, before it;
- * of a tile (nvfp4, fp8) into S and into the tile's share of O.
+ * of a tile into S and into the tile's share of O (nvfp4) or P (fp8, a power of two).
  */
 #ifndef KVQ_CUDA_LEVELS_CUH
 #define KVQ_CUDA_LEVELS_CUH
@@ -20,9 +20,8 @@ enum level_codes { TURBO_2, TURBO_3, TURBO_4, E2M1, E4M3 };
 
 template <int CODES> struct level_traits {
     static constexpr int BITS = CODES == TURBO_2 ? 2 : CODES == TURBO_3 ? 3 : CODES == E4M3 ? 8 : 4;
-    static constexpr bool SIGNED = BITS == 4;                           /* magnitudes are looked up */
-    static constexpr bool PER_TILE = CODES == E2M1 || CODES == E4M3;    /* a float scale follows the tile's other scales */
-    [[maybe_unused]] static constexpr float UNIT = PER_TILE ? 256 : 1; /* of what e4m3 as halves stand for */
+    static constexpr bool SIGNED = BITS == 4;                        /* magnitudes are looked up */
+    static constexpr bool PER_TILE = CODES == E2M1 || CODES == E4M3; /* a float scale follows the tile's other scales */
 };
 
 /* Low and high bytes of eight halves: kv/turbo.c's centroids, the magnitudes of 4 bits; e2m1's magnitudes. */
@@ -90,6 +89,11 @@ __device__ __forceinline__ float2 halfs_of(uint32_t pair) {
     return __half22float2(*reinterpret_cast<__half2 *>(&pair));
 }
 
+/* The float of an nvfp4 or fp8 tile, times what e4m3 as halves are short of. */
+template <int HD, int CODES> __device__ __forceinline__ float tile_scale(const uint8_t *meta) {
+    return *reinterpret_cast<const float *>(meta + (CODES == E2M1 ? 4 * HD : 0)) * 256.0f;
+}
+
 /* meta: turbo (block, row % 8, row / 8) half; nvfp4: see nvfp4_scale_place, then a float; fp8: a float */
 template <int HD, int NT, int NB, int CODES>
 __device__ __forceinline__ void score_levels(const uint8_t *codes, const uint8_t *meta, int b0,
@@ -102,7 +106,7 @@ __device__ __forceinline__ void score_levels(const uint8_t *codes, const uint8_t
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 s[b][nt][i] = 0.0f;
-#pragma unroll 2
+#pragma unroll(CODES == E2M1 ? 1 : 2)
     for (int j = 0; j < N_J; j++) {
         uint32_t w[W], a[4][NB];
         load_words<BITS>(codes, j, N_J, b0, lane, w);
@@ -130,13 +134,12 @@ __device__ __forceinline__ void score_levels(const uint8_t *codes, const uint8_t
         }
     }
     const __half2 *token = reinterpret_cast<const __half2 *>(meta) + lane / 4;
-    float tile = level_traits<CODES>::UNIT;
-    if constexpr (level_traits<CODES>::PER_TILE)
-        tile *= *reinterpret_cast<const float *>(meta + (CODES == E2M1 ? 4 * HD : 0));
 #pragma unroll
     for (int b = 0; b < NB; b++) {
-        float2 scale = make_float2(tile, tile);
-        if constexpr (!level_traits<CODES>::PER_TILE)
+        float2 scale;
+        if constexpr (level_traits<CODES>::PER_TILE)
+            scale.x = scale.y = tile_scale<HD, CODES>(meta);
+        else
             scale = __half22float2(token[(b0 + b) * 8]);
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
@@ -151,32 +154,25 @@ template <int HD, int NT, int NB, int CODES>
 __device__ __forceinline__ void mix_levels(const uint8_t *codes, const uint8_t *meta, int b0,
                                            const uint32_t (&p)[NB][NT][2], int lane, output_block<HD, NT> &out) {
     constexpr int N_J = HD / 16, BITS = level_traits<CODES>::BITS, W = words_per_lane<BITS>::N;
-    constexpr bool PER_TILE = level_traits<CODES>::PER_TILE;
     uint32_t ps[NB][NT][2];
 #pragma unroll
     for (int b = 0; b < NB; b++) {
         uint2 scale = make_uint2(0, 0);
-        if constexpr (!PER_TILE)
+        if constexpr (CODES == E4M3) /* a power of two */
+            scale.x = scale.y = pack_halfs(tile_scale<HD, CODES>(meta), tile_scale<HD, CODES>(meta));
+        else if constexpr (CODES != E2M1)
             scale = reinterpret_cast<const uint2 *>(meta)[(b0 + b) * 4 + lane % 4];
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
-            ps[b][nt][0] = PER_TILE ? p[b][nt][0] : mul_halfs(p[b][nt][0], scale.x);
-            ps[b][nt][1] = PER_TILE ? p[b][nt][1] : mul_halfs(p[b][nt][1], scale.y);
+            ps[b][nt][0] = CODES == E2M1 ? p[b][nt][0] : mul_halfs(p[b][nt][0], scale.x);
+            ps[b][nt][1] = CODES == E2M1 ? p[b][nt][1] : mul_halfs(p[b][nt][1], scale.y);
         }
     }
-    float tile = level_traits<CODES>::UNIT;
-    if constexpr (PER_TILE)
-        tile *= *reinterpret_cast<const float *>(meta + (CODES == E2M1 ? 4 * HD : 0));
 #pragma unroll
     for (int j = 0; j < N_J; j++) {
         uint32_t w[W], a[4][NB];
         load_words<BITS>(codes, j, N_J, b0, lane, w);
         level_halfs<CODES, NB>(w, b0, a);
-        [[maybe_unused]] uint32_t scales[4];
-        if constexpr (CODES == E2M1) {
-            uint4 x = reinterpret_cast<const uint4 *>(meta)[j * 4 + lane % 4];
-            scales[0] = x.x, scales[1] = x.y, scales[2] = x.z, scales[3] = x.w;
-        }
         float c[NT][4];
 #pragma unroll
         for (int i = 0; i < NT * 4; i++)
@@ -187,16 +183,16 @@ __device__ __forceinline__ void mix_levels(const uint8_t *codes, const uint8_t *
             for (int nt = 0; nt < NT; nt++) {
                 uint32_t low = ps[b][nt][0], high = ps[b][nt][1];
                 if constexpr (CODES == E2M1) {
-                    uint32_t scale = NB == 4 ? scales[b] : b0 == 0 ? scales[0] : b0 == 1 ? scales[1] : b0 == 2 ? scales[2] : scales[3];
+                    uint32_t scale = reinterpret_cast<const uint32_t *>(meta)[(j * 4 + lane % 4) * 4 + b0 + b];
                     low = mul_halfs(low, scale_pair(scale, 0));
                     high = mul_halfs(high, scale_pair(scale, 1));
                 }
-                mma(PER_TILE ? c[nt] : out.o[j][nt], a[0][b], a[1][b], a[2][b], a[3][b], low, high);
+                mma(CODES == E2M1 ? c[nt] : out.o[j][nt], a[0][b], a[1][b], a[2][b], a[3][b], low, high);
             }
-        if constexpr (PER_TILE)
+        if constexpr (CODES == E2M1)
 #pragma unroll
             for (int i = 0; i < NT * 4; i++)
-                out.o[j][i / 4][i % 4] += c[i / 4][i % 4] * tile;
+                out.o[j][i / 4][i % 4] += c[i / 4][i % 4] * tile_scale<HD, CODES>(meta);
     }
 }
 

@@ -294,7 +294,7 @@ __global__ void __launch_bounds__(32 * N_WARPS, NT <= 2 ? 2 : 1) linear_kernel(c
             value = activate(a.activation, value) * (sums[ROWS * 8 * NT + at] * X_UNIT);
         if (a.bias[i] != NULL)
             value += a.bias[i][row];
-        *to = a.add ? *to + value : value;
+        *to = a.times ? activate(a.activation, value) * *to : a.add ? *to + value : value;
     }
 }
 

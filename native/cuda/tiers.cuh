@@ -79,7 +79,8 @@ __device__ __forceinline__ void score_tiers(const uint8_t *codes, const uint8_t 
         score_tier<HD, NT, NB, 1, 2 * QUARTER, 4 * QUARTER>(second + QUARTER * 2 * BYTES, meta, b0, cols, lane, s, zero);
     } else {
         score_tier<HD, NT, NB, 3, QUARTER, 3 * QUARTER>(second, meta, b0, cols, lane, s, zero);
-        score_tier<HD, NT, NB, 2, 3 * QUARTER, 4 * QUARTER>(second + 2 * QUARTER * 3 * BYTES, meta, b0, cols, lane, s, zero);
+        score_tier<HD, NT, NB, 2, 3 * QUARTER, 4 * QUARTER>(second + 2 * QUARTER * 3 * BYTES, meta, b0, cols, lane, s,
+                                                            zero);
     }
     const __half2 *token = reinterpret_cast<const __half2 *>(meta + 4 * HD) + lane / 4;
 #pragma unroll

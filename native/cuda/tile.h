@@ -229,8 +229,8 @@ KVQ_BOTH uint32_t nvfp4_scale_place(bool is_k, uint32_t i) {
     return (j * 4 + at % 8 / 2) * 16 + block * 4 + at / 8 + 2 * (at % 2);
 }
 
-/* Where half i after the codes of the canonical tile lies on the GPU. Not for nvfp4. Behind the halves of a tiered tile place i has
- * byte col_order(i), which is col_order of its channel. */
+/* Where half i after the codes of the canonical tile lies on the GPU. Not for nvfp4. Behind the halves of a tiered tile
+ * place i has byte col_order(i), which is col_order of its channel. */
 KVQ_BOTH uint32_t meta_place(uint32_t family, bool is_k, uint32_t group, uint32_t head_dim, uint32_t i) {
     uint32_t n_cols = is_k ? head_dim : TILE_TOKENS; /* scales of a row */
     if (family == FAMILY_KIVI && is_k) { /* { scale, zero } (group, channel) -> (group, { scale, zero }, channel) */

@@ -46,6 +46,7 @@ typedef struct kvq_kv_layer {
     size_t k_tile_bytes, v_tile_bytes; /* rounded up to 64; 0 without encoded pages */
     /* What is taken out of the keys of encoded pages and added to their logits; NULL: nothing. Host memory. */
     const kvq_key_bias *key_bias;
+    void *device; /* what kv_load made of the layer; the CPU leaves NULL */
 } kvq_kv_layer;
 
 static inline size_t kvq_raw_head_halfs(const kvq_kv_layer *kv) { /* of one head of an f16 page, K and V */
@@ -143,8 +144,11 @@ typedef struct kvq_backend_ops {
     pykvq_status (*weight_load)(kvq_backend *be, kvq_weight *w); /* before the first step; makes w->device */
     void (*weight_free)(kvq_backend *be, kvq_weight *w);         /* what weight_load made, if anything */
     pykvq_status (*kv_check)(kvq_backend *be, const kvq_codec *k,
-                             const kvq_codec *v);   /* can attend read these? or a sentence */
-    size_t (*scratch_bytes)(const kvq_backend *be); /* what the backend itself holds beyond alloc */
+                             const kvq_codec *v); /* can attend read these? or a sentence */
+    pykvq_status (*kv_load)(kvq_backend *be,
+                            kvq_kv_layer *kv);          /* before the first step, of layers with a key bias; or NULL */
+    void (*kv_free)(kvq_backend *be, kvq_kv_layer *kv); /* what kv_load made, if anything */
+    size_t (*scratch_bytes)(const kvq_backend *be);     /* what the backend itself holds beyond alloc */
 
     /* batch lives until step_end */
     pykvq_status (*step_begin)(kvq_backend *be, const kvq_batch *batch);

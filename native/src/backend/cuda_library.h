@@ -7,7 +7,7 @@ extern "C" {
 #endif
 #include "backend/backend.h"
 
-enum { KVQ_CUDA_ABI = 1 /* grows with every change of backend.h or codec.h */ };
+enum { KVQ_CUDA_ABI = 2 /* grows with every change of backend.h or codec.h */ };
 
 typedef struct kvq_cuda_host { /* what the core gives */
     uint32_t abi;

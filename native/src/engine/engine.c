@@ -86,7 +86,8 @@ static pykvq_status create_key_bias(pykvq_engine *e, uint32_t layer, float *bias
     kvq_key_bias *created;
     KVQ_TRY(kvq_key_bias_create(bias, kv->n_head_kv, kv->head_dim, &plain, e->layout.n_tiles, &created));
     kv->key_bias = created;
-    return PYKVQ_OK;
+    const kvq_backend_ops *op = e->forward.be->ops;
+    return op->kv_load != NULL ? op->kv_load(e->forward.be, kv) : PYKVQ_OK;
 }
 
 static pykvq_status create_key_biases(pykvq_engine *e) {
@@ -191,8 +192,11 @@ static void destroy_device_memory(pykvq_engine *e) {
         kvq_weights_each(&f->weights, free_weight, f->be);
     if (e->has_floats)
         kvq_model_release_floats(e->model);
-    for (uint32_t i = 0; f->kv != NULL && i < e->model->h.n_layer; i++)
+    for (uint32_t i = 0; f->kv != NULL && i < e->model->h.n_layer; i++) {
+        if (op->kv_free != NULL)
+            op->kv_free(f->be, &f->kv[i]);
         kvq_key_bias_destroy((kvq_key_bias *)f->kv[i].key_bias);
+    }
     op->free(f->be, e->cache, e->layout.n_cache_bytes);
     op->free(f->be, e->activations, e->layout.n_activation_bytes);
     op->free(f->be, f->logits, e->layout.n_logits_bytes);

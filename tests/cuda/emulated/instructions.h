@@ -48,6 +48,10 @@ static inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selec
     return __byte_perm(low, high, selector);
 }
 
+static inline int opaque(int x) {
+    return x;
+}
+
 static inline uint8_t *shared_memory() {
     return emulated_shared();
 }
