@@ -79,7 +79,8 @@ static int check_meta(uint32_t family, bool is_k, uint32_t group, uint32_t head_
 
 int main(void) {
     static const uint32_t widths[] = {2, 3, 4, 8};
-    static const uint32_t groups[][2] = {{FAMILY_KIVI, 32}, {FAMILY_KIVI, 64}, {FAMILY_BLOCKS, 32}, {FAMILY_KVARN, 64}, {FAMILY_TURBO, 256}};
+    static const uint32_t groups[][2] = {
+        {FAMILY_KIVI, 32}, {FAMILY_KIVI, 64}, {FAMILY_BLOCKS, 32}, {FAMILY_KVARN, 64}, {FAMILY_TURBO, 256}};
     int n = 0;
     for (uint32_t head_dim = 16; head_dim <= 256; head_dim += 16)
         for (int is_k = 0; is_k < 2; is_k++) {
