@@ -149,8 +149,10 @@ __device__ __forceinline__ void cap_and_mask(const unit_state<NT> &w, int pos, f
             for (int i = 0; i < 4; i++)
                 s[b][nt][i] *= i & 1 ? scale.y : scale.x;
     }
+#ifndef KVQ_ONLY_K /* few models have a key bias: its instructions are not counted */
     if (a.bias.n_pairs > 0 && w.u.coded)
         add_bias<NT, NB>(w, pos, s);
+#endif
     if (a.softcap > 0.0f)
 #pragma unroll
         for (int b = 0; b < NB; b++)

@@ -68,7 +68,13 @@ def test_attention_spills_nothing(sass: str) -> None:
 
 @pytest.mark.parametrize(
     ("k", "v", "budget"),
-    [("CHANNEL_2", "AFFINE_2", 2.7), ("CHANNEL_4", "AFFINE_4", 2.7), ("NORMED_2", "NORMED_2", 2.7)],
+    [
+        ("CHANNEL_2", "AFFINE_2", 2.7),
+        ("CHANNEL_4", "AFFINE_4", 2.7),
+        ("NORMED_2", "NORMED_2", 2.7),
+        ("TURBO_2", "TURBO_2", 3.0),
+        ("TURBO_4", "TURBO_4", 3.9),
+    ],
 )
 def test_instructions_per_element(tmp_path: Path, k: str, v: str, budget: float) -> None:
     """Of the loop over tiles with 8 columns, every branch taken; its loop over channel blocks takes two at a time."""
