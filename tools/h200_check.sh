@@ -21,7 +21,7 @@ for tool in memcheck racecheck; do
     tail -1 "$out/$tool.txt"
 done
 if [ -n "$model" ]; then
-    for kv in f16 q8_0 kivi2 turbo3 tier2; do
+    for kv in f16 q8_0 kivi2 turbo3 nvfp4; do
         timeout 60 "$check" compare "$model" "$kv" || failed=1
     done | tee "$out/compare.txt"
 fi

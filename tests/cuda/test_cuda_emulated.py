@@ -34,6 +34,6 @@ def test_encoded_bytes_and_attention(check: Path, head_dim: int) -> None:
     assert " 0 failed" in _run(check, "kv", str(head_dim))
 
 
-@pytest.mark.parametrize("kv", ["f16", "q8_0", "kivi2", "turbo3", "tier2"])
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "kivi2", "turbo3", "nvfp4"])
 def test_logits_are_those_of_the_cpu(check: Path, tiny_llama: Path, kv: str) -> None:
     assert _run(check, "compare", tiny_llama, kv).startswith("ok")
