@@ -18,7 +18,7 @@
 
 enum {
     TILE_COST_ROWS = 8,  /* reading one head of a tile costs as much as working on so many rows */
-    PIECE_MIN_COST = 64, /* in such rows */
+    PIECE_MIN_COST = 512,/* in such rows */
     PARTIAL_ROWS = 64,   /* per piece wanted, on average */
 };
 
@@ -44,6 +44,7 @@ typedef struct thread_layout {
     float *q, *q_coded; /* (block_rows, head_dim) */
     float *max, *sum;   /* (block_rows) */
     float *o, *o_coded; /* (block_rows, stride) */
+    float *lanes;       /* (block_rows, 16) */
     float *k, *v;       /* (head_dim, 64), (64, stride) */
     uint8_t *prepared;
 } thread_layout;
@@ -74,6 +75,7 @@ static size_t lay_out_thread(uint8_t *area, uint32_t block_rows, uint32_t head_d
     t->sum = take(area, &used, block_rows * sizeof(float));
     t->o = take(area, &used, block_rows * out_row);
     t->o_coded = take(area, &used, block_rows * out_row);
+    t->lanes = take(area, &used, block_rows * 16 * sizeof(float));
     t->k = take(area, &used, KVQ_TILE * row);
     t->v = take(area, &used, KVQ_TILE * out_row);
     t->prepared = take(area, &used, kvq_prepared_bytes(block_rows, head_dim));
@@ -244,12 +246,18 @@ static void gather_queries(const job *j, const block *b, uint32_t first_head, ui
     }
 }
 
+/* y (stride) += factor * x; the inner loop is short enough for the compiler to make it vectors */
+static void add_row(float *y, float factor, const float *x, uint32_t stride) {
+    for (uint32_t c = 0; c < stride; c += 16)
+        for (uint32_t i = 0; i < 16; i++)
+            y[c + i] += factor * x[c + i];
+}
+
 /* o += coded, in the original basis; both (n_rows, head_dim), which is a multiple of 16 where a codec rotates */
 static void add_rotated_back(const job *j, float *o, float *coded, uint32_t n_rows) {
     uint32_t head_dim = j->attention->kv->head_dim;
     j->kernels->rotate_back(coded, n_rows, head_dim);
-    for (uint32_t i = 0; i < n_rows * head_dim; i++)
-        o[i] += coded[i];
+    add_row(o, 1.0f, coded, n_rows * head_dim);
 }
 
 static void run_unit(const job *j, uint32_t unit, const thread_layout *t) {
@@ -274,6 +282,7 @@ static void run_unit(const job *j, uint32_t unit, const thread_layout *t) {
         .sum = t->sum,
         .o = {t->o, t->o_coded},
         .prepared = t->prepared,
+        .lanes = t->lanes,
         .k = t->k,
         .v = t->v,
         .keys = {j->kernels->keys[0], find_keys(j->kernels, kv->k)},
@@ -296,21 +305,19 @@ static void run_unit(const job *j, uint32_t unit, const thread_layout *t) {
                   work.o[KVQ_PLAIN] + (size_t)i * stride);
 }
 
-/* Merges the pieces of one row; o: (head_dim) scratch. */
+/* Merges the pieces of one row; o: (stride) scratch. */
 static void merge_row(const job *j, const block *b, uint32_t head, uint32_t r, float *o) {
-    uint32_t head_dim = j->attention->kv->head_dim;
+    uint32_t stride = kvq_output_stride(j->attention->kv->head_dim);
     size_t step = (size_t)j->attention->kv->n_head_kv * b->n_rows, first = b->partial + (size_t)head * b->n_rows + r;
     float max = -INFINITY, sum = 0;
     for (uint32_t p = 0; p < b->n_pieces; p++)
         max = fmaxf(max, j->scratch.max[first + p * step]);
-    memset(o, 0, head_dim * sizeof *o);
+    memset(o, 0, stride * sizeof *o);
     for (uint32_t p = 0; p < b->n_pieces; p++) {
         size_t row = first + p * step;
         float factor = expf(j->scratch.max[row] - max); /* 0 for a piece of which the row sees nothing */
-        const float *part = j->scratch.o + row * kvq_output_stride(head_dim);
         sum += factor * j->scratch.sum[row];
-        for (uint32_t c = 0; c < head_dim; c++)
-            o[c] += factor * part[c];
+        add_row(o, factor, j->scratch.o + row * stride, stride);
     }
     write_row(j, b, head, r, max, sum, o);
 }

@@ -32,7 +32,7 @@ static inline uint32_t kvq_output_stride(uint32_t head_dim) {
 
 /* Of what prepare makes of the rows of one KV head. */
 static inline size_t kvq_prepared_bytes(uint32_t n_rows, uint32_t head_dim) {
-    return (size_t)n_rows * (8 * head_dim + 64);
+    return (size_t)n_rows * (2 * KVQ_MAX_HEAD_DIM + 128);
 }
 
 typedef struct kvq_key_kernels {
@@ -69,6 +69,7 @@ typedef struct kvq_attend_work {
     float *max, *sum;                     /* out: (n_heads, n_rows) of the softmax */
     float *o[2];                    /* out: (n_heads, n_rows, stride) weighted values by basis; may be the same array */
     uint8_t *prepared;              /* scratch: (n_heads) of kvq_prepared_bytes */
+    float *lanes;                   /* scratch: (n_heads, n_rows, 16), which add up to sum */
     float *k, *v;                   /* scratch: (head_dim, 64), (64, stride) */
     const kvq_key_kernels *keys[2]; /* by basis */
     const kvq_value_kernels *values[2];

@@ -52,6 +52,9 @@ VEC_INLINE vf32 vf_div(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_fma(vf32 a, vf32 b, vf32 c) {
     return _mm256_fmadd_ps(a, b, c);
 }
+VEC_INLINE vf32 vf_abs(vf32 a) {
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f),;
+}
 VEC_INLINE vf32 vf_max(vf32 a, vf32 b) {
     return _mm256_max_ps(a, b);
 }

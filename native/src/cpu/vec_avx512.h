@@ -52,6 +52,9 @@ VEC_INLINE vf32 vf_div(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_fma(vf32 a, vf32 b, vf32 c) {
     return _mm512_fmadd_ps(a, b, c);
 }
+VEC_INLINE vf32 vf_abs(vf32 a) {
+    return _mm512_abs_ps(a);
+}
 VEC_INLINE vf32 vf_max(vf32 a, vf32 b) {
     return _mm512_max_ps(a, b);
 }

@@ -53,6 +53,9 @@ VEC_INLINE vf32 vf_div(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_fma(vf32 a, vf32 b, vf32 c) {
     return vfmaq_f32(c, a, b);
 }
+VEC_INLINE vf32 vf_abs(vf32 a) {
+    return vabsq_f32(a);
+}
 VEC_INLINE vf32 vf_max(vf32 a, vf32 b) {
     return vbslq_f32(vcgtq_f32(a, b), a, b);
 }

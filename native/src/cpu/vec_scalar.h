@@ -48,6 +48,9 @@ VEC_INLINE vf32 vf_div(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_fma(vf32 a, vf32 b, vf32 c) {
     return fmaf(a, b, c);
 } /* a b + c, rounded once */
+VEC_INLINE vf32 vf_abs(vf32 a) {
+    return fabsf(a);
+}
 VEC_INLINE vf32 vf_max(vf32 a, vf32 b) {
     return a > b ? a : b;
 } /* b if either is NaN */

@@ -20,8 +20,9 @@ enum {
 typedef struct state {
     const kvq_attend_work *w;
     uint32_t tile, head_dim, stride;
-    bool whole;                                        /* every row sees all of the tile */
-    alignas(64) float logits[KVQ_FEW_ROWS * KVQ_TILE]; /* (rows, 64), then probabilities */
+    bool whole;                       /* every row sees all of the tile */
+    const uint8_t *ahead, *ahead_end; /* what to ask memory for: the rest of the next tile */
+    size_t ahead_bytes;               /* at a time */
 } state;
 
 /* One head's part of a tile. */
@@ -29,6 +30,15 @@ typedef struct operand {
     uint32_t head, basis; /* head: of the unit's */
     const void *k, *v;    /* stored, or expanded; stored, V follows K */
 } operand;
+
+/* Rows first .. first + n - 1 of a head at work on its part of a tile. */
+typedef struct rows {
+    operand tile;
+    uint32_t first, n;
+    bool expanded;
+    size_t row;    /* the first, counted through all heads of the unit */
+    float *logits; /* (n, 64), then probabilities */
+} rows;
 
 /* The tokens of the current tile that row r of a head sees: lo .. hi - 1, none if lo >= hi. */
 static void visible(const state *s, uint32_t r, int64_t *lo, int64_t *hi) {
@@ -48,22 +58,30 @@ static void raise_max(const state *s, size_t row, float new_max) {
     const kvq_attend_work *w = s->w;
     float factor = expf(w->max[row] - new_max);
     w->max[row] = new_max;
-    w->sum[row] *= factor;
+    scale_row(w->lanes + row * 16, VF, factor);
     scale_row(w->o[KVQ_PLAIN] + row * s->stride, s->stride, factor);
     if (w->o[KVQ_CODED] != w->o[KVQ_PLAIN])
         scale_row(w->o[KVQ_CODED] + row * s->stride, s->stride, factor);
 }
 
+/* Asks for some more of the next tile. A core has room for a few dozen lines on their way, so a little at a time. */
+static void fetch_ahead(state *s) {
+    const uint8_t *at = s->ahead, *end = s->ahead_end;
+    s->ahead += s->ahead_bytes;
+    for (end = s->ahead < end ? s->ahead : end; at < end; at += 64)
+        __builtin_prefetch(at);
+}
+
 /* Turns a row's products q.k (64), of which lo .. hi - 1 are seen, into probabilities against the running maximum. */
 static void softmax(const state *s, size_t row, float *logits, int64_t lo, int64_t hi) {
-    const kvq_attention *a = s->w->attention;
-    vf32 x[TILE_VF];
+    const kvq_attend_work *w = s->w;
+    vf32 x[TILE_VF], scale = vf_set1(w->attention->scale), max = vf_set1(w->max[row]);
 #pragma GCC unroll 16
     for (uint32_t i = 0; i < TILE_VF; i++)
-        x[i] = vf_mul(vf_load(logits + i * VF), vf_set1(a->scale));
-    if (a->softcap > 0)
+        x[i] = vf_mul(vf_load(logits + i * VF), scale);
+    if (w->attention->softcap > 0)
         for (uint32_t i = 0; i < TILE_VF; i++)
-            x[i] = vf_softcap(x[i], a->softcap);
+            x[i] = vf_softcap(x[i], w->attention->softcap);
     if (hi - lo < KVQ_TILE) { /* what was never written may be NaN: it is replaced, not added to */
         for (uint32_t i = 0; i < TILE_VF; i++)
             vf_store(logits + i * VF, x[i]);
@@ -73,91 +91,120 @@ static void softmax(const state *s, size_t row, float *logits, int64_t lo, int64
         for (uint32_t i = 0; i < TILE_VF; i++)
             x[i] = vf_load(logits + i * VF);
     }
-    vf32 max = x[0];
+    vf32 top = x[0];
 #pragma GCC unroll 16
     for (uint32_t i = 1; i < TILE_VF; i++)
-        max = vf_max(max, x[i]);
-    if (vf_any_less(vf_set1(s->w->max[row]), max))
-        raise_max(s, row, vf_reduce_max(max));
-    max = vf_set1(s->w->max[row]);
-    vf32 sum = vf_zero();
+        top = vf_max(top, x[i]);
+    if (vf_any_less(max, top)) {
+        raise_max(s, row, vf_reduce_max(top));
+        max = vf_set1(w->max[row]);
+    }
+    vf32 sum = vf_load(w->lanes + row * 16);
 #pragma GCC unroll 16
     for (uint32_t i = 0; i < TILE_VF; i++) {
         vf32 p = vf_exp(vf_sub(x[i], max));
         vf_store(logits + i * VF, p);
         sum = vf_add(sum, p);
     }
-    s->w->sum[row] += vf_reduce_add(sum);
+    vf_store(w->lanes + row * 16, sum);
 }
 
-/* What was taken out of the keys of an encoded tile goes back into the logits of rows row .. row + n - 1. */
-static void add_key_bias(state *s, const operand *tile, size_t row, uint32_t n) {
+/* What was taken out of the keys of an encoded tile goes back into the logits. */
+static void add_key_bias(const state *s, const rows *a) {
     const kvq_key_bias *bias = s->w->attention->kv->key_bias;
-    uint32_t head = s->w->first_head + tile->head;
+    uint32_t head = s->w->first_head + a->tile.head;
     float ab[KVQ_FEW_ROWS * KVQ_MAX_HEAD_DIM]; /* (n, 2 n_pairs) */
-    for (uint32_t r = 0; r < n; r++)
-        kvq_key_bias_query(bias, head, s->tile, s->w->q[KVQ_PLAIN] + (row + r) * s->head_dim, ab + r * 2 * bias->n_pairs);
+    for (uint32_t r = 0; r < a->n; r++)
+        kvq_key_bias_query(bias, head, s->tile, s->w->q[KVQ_PLAIN] + (a->row + r) * s->head_dim,
+                           ab + r * 2 * bias->n_pairs);
     product p = {.a = ab,
                  .b = kvq_key_bias_wave(bias, head),
-                 .c = s->logits,
+                 .c = a->logits,
                  .a_stride = 2 * bias->n_pairs,
                  .b_stride = KVQ_TILE,
                  .c_stride = KVQ_TILE,
                  .n_k = 2 * bias->n_pairs,
                  .add = true};
-    product_all(&p, n, KVQ_TILE, false);
+    product_all(&p, a->n, KVQ_TILE, false);
 }
 
-/* Rows first .. first + n - 1 of a head against its part of the current tile. */
-static void attend_rows(state *s, const operand *tile, uint32_t first, uint32_t n, bool expanded) {
+static void score(state *s, const rows *a) {
     const kvq_attend_work *w = s->w;
-    size_t row = (size_t)tile->head * w->n_rows + first;
-    int64_t lo = 0, hi = KVQ_TILE, end = KVQ_TILE;
-    if (!s->whole) {
-        visible(s, first, &lo, &hi);
-        visible(s, first + n - 1, &(int64_t){0}, &end); /* the last row sees furthest */
-        if (lo >= KVQ_TILE || end <= 0)
-            return;
-    }
-    if (expanded) {
-        product p = {.a = w->q[tile->basis] + row * s->head_dim,
-                     .b = tile->k,
-                     .c = s->logits,
+    const kvq_key_kernels *keys = w->keys[a->tile.basis];
+    const float *q = w->q[a->tile.basis] + a->row * s->head_dim;
+    fetch_ahead(s);
+    if (a->expanded) {
+        product p = {.a = q,
+                     .b = a->tile.k,
+                     .c = a->logits,
                      .a_stride = s->head_dim,
                      .b_stride = KVQ_TILE,
                      .c_stride = KVQ_TILE,
                      .n_k = s->head_dim};
-        product_all(&p, n, KVQ_TILE, false);
-    } else if (w->keys[tile->basis]->prepare == NULL) {
-        w->keys[tile->basis]->score(tile->k, s->head_dim, w->q[tile->basis] + row * s->head_dim, n, s->logits);
+        product_all(&p, a->n, KVQ_TILE, false);
+    } else if (keys->prepare == NULL) {
+        keys->score(a->tile.k, s->head_dim, q, a->n, a->logits);
     } else {
-        const void *prepared = w->prepared + tile->head * kvq_prepared_bytes(n, s->head_dim);
-        w->keys[tile->basis]->score(tile->k, s->head_dim, prepared, n, s->logits);
+        const void *prepared = w->prepared + a->tile.head * kvq_prepared_bytes(a->n, s->head_dim);
+        keys->score(a->tile.k, s->head_dim, prepared, a->n, a->logits);
     }
-    if (tile->basis == KVQ_CODED && w->attention->kv->key_bias != NULL)
-        add_key_bias(s, tile, row, n);
-    for (uint32_t r = 0; r < n; r++) {
+    if (a->tile.basis == KVQ_CODED && w->attention->kv->key_bias != NULL)
+        add_key_bias(s, a);
+}
+
+static void weigh(state *s, const rows *a) {
+    int64_t lo = 0, hi = KVQ_TILE;
+    for (uint32_t r = 0; r < a->n; r++) {
+        fetch_ahead(s);
         if (!s->whole)
-            visible(s, first + r, &lo, &hi);
+            visible(s, a->first + r, &lo, &hi);
         if (lo < hi)
-            softmax(s, row + r, s->logits + r * KVQ_TILE, lo, hi);
+            softmax(s, a->row + r, a->logits + r * KVQ_TILE, lo, hi);
         else
-            memset(s->logits + r * KVQ_TILE, 0, KVQ_TILE * sizeof(float));
+            memset(a->logits + r * KVQ_TILE, 0, KVQ_TILE * sizeof(float));
     }
-    float *o = w->o[tile->basis] + row * s->stride;
-    if (expanded) {
-        product p = {.a = s->logits,
-                     .b = tile->v,
+}
+
+/* n_tokens: what the last row sees */
+static void mix(state *s, const rows *a, uint32_t n_tokens) {
+    const kvq_attend_work *w = s->w;
+    float *o = w->o[a->tile.basis] + a->row * s->stride;
+    fetch_ahead(s);
+    if (a->expanded) {
+        product p = {.a = a->logits,
+                     .b = a->tile.v,
                      .c = o,
                      .a_stride = KVQ_TILE,
                      .b_stride = s->stride,
                      .c_stride = s->stride,
-                     .n_k = (uint32_t)end,
+                     .n_k = n_tokens,
                      .add = true};
-        product_all(&p, n, s->stride, false);
+        product_all(&p, a->n, s->stride, false);
     } else {
-        w->values[tile->basis]->mix(tile->v, s->head_dim, (uint32_t)end, s->logits, n, o);
+        w->values[a->tile.basis]->mix(a->tile.v, s->head_dim, n_tokens, a->logits, a->n, o);
     }
+}
+
+/* Rows first .. first + n - 1 of n_heads heads against their part of the current tile. Heads do not depend on each other:
+ * doing the same to all of them in turn keeps a core busier than one head after the other. */
+static void attend_rows(state *s, const operand *tiles, uint32_t n_heads, uint32_t first, uint32_t n, bool expanded) {
+    alignas(64) float logits[KVQ_BLOCK_ROWS * KVQ_TILE];
+    rows a[KVQ_BLOCK_ROWS];
+    int64_t lo = 0, end = KVQ_TILE;
+    if (!s->whole) {
+        visible(s, first, &lo, &(int64_t){0});
+        visible(s, first + n - 1, &(int64_t){0}, &end); /* the last row sees furthest */
+        if (lo >= KVQ_TILE || end <= 0)
+            return;
+    }
+    for (uint32_t i = 0; i < n_heads; i++) {
+        a[i] = (rows){tiles[i], first, n, expanded, (size_t)tiles[i].head * s->w->n_rows + first, logits + i * n * KVQ_TILE};
+        score(s, &a[i]);
+    }
+    for (uint32_t i = 0; i < n_heads; i++)
+        weigh(s, &a[i]);
+    for (uint32_t i = 0; i < n_heads; i++)
+        mix(s, &a[i], (uint32_t)end);
 }
 
 /* Head i of the unit; k is NULL where the page table has no page. */
@@ -172,43 +219,45 @@ static operand stored_tile(const kvq_attend_work *w, uint32_t tile, uint32_t i) 
     return (operand){i, KVQ_PLAIN, kvq_raw_k(kv, page, head), kvq_raw_v(kv, page, head)};
 }
 
-/* All rows of a head pass over its expanded tile; meanwhile the next stored tile comes in. */
-static void attend_expanded(state *s, operand tile, const operand *next) {
+/* The next tile comes in while this one is worked on. fetch_ahead is called twice for a group of rows, and for each row. */
+static void set_ahead(state *s, uint32_t group_rows) {
     const kvq_attend_work *w = s->w;
     const kvq_kv_layer *kv = w->attention->kv;
+    operand next = s->tile + 1 < w->end_tile ? stored_tile(w, s->tile + 1, 0) : (operand){0};
+    size_t head_bytes = next.basis == KVQ_CODED ? kv->k_tile_bytes + kv->v_tile_bytes : 2 * kvq_raw_head_halfs(kv);
+    uint32_t n_groups = (w->n_rows + group_rows - 1) / group_rows;
+    s->ahead = next.k;
+    s->ahead_end = next.k == NULL ? NULL : s->ahead + w->n_heads * head_bytes;
+    s->ahead_bytes = (head_bytes / (w->n_rows + 2 * n_groups) + 63) / 64 * 64;
+}
+
+/* All rows of a head pass over its expanded tile. */
+static void attend_expanded(state *s, operand tile) {
+    const kvq_attend_work *w = s->w;
     w->keys[tile.basis]->expand(tile.k, s->head_dim, w->k);
     w->values[tile.basis]->expand(tile.v, s->head_dim, w->v);
     tile.k = w->k;
     tile.v = w->v;
-    size_t next_bytes = next->basis == KVQ_CODED ? kv->k_tile_bytes + kv->v_tile_bytes : 2 * kvq_raw_head_halfs(kv);
-    size_t group_bytes = next->k == NULL ? 0 : next_bytes * GROUP_ROWS / w->n_rows;
-    const char *at = next->k;
-    for (uint32_t r = 0; r < w->n_rows; r += GROUP_ROWS) {
-        for (const char *end = at + group_bytes; at < end; at += 64)
-            __builtin_prefetch(at);
-        attend_rows(s, &tile, r, w->n_rows - r < GROUP_ROWS ? w->n_rows - r : GROUP_ROWS, true);
-    }
+    for (uint32_t r = 0; r < w->n_rows; r += GROUP_ROWS)
+        attend_rows(s, &tile, 1, r, w->n_rows - r < GROUP_ROWS ? w->n_rows - r : GROUP_ROWS, true);
 }
 
 static void attend_tile(state *s) {
     const kvq_attend_work *w = s->w;
     uint32_t window = w->attention->window, last_pos = w->pos + (w->n_rows - 1) / w->rows_per_token;
     uint64_t start = (uint64_t)s->tile * KVQ_TILE;
+    operand tiles[KVQ_BLOCK_ROWS];
+    if (w->pages[s->tile] == KVQ_PAGE_NONE)
+        return;
     s->whole = start + KVQ_TILE <= (uint64_t)w->pos + 1 && (window == 0 || last_pos < start + window);
-    for (uint32_t i = 0; i < w->n_heads; i++) {
-        operand tile = stored_tile(w, s->tile, i), next = {0};
-        if (tile.k == NULL)
-            continue;
-        if (w->n_rows <= KVQ_FEW_ROWS) {
-            attend_rows(s, &tile, 0, w->n_rows, false);
-            continue;
-        }
-        if (i + 1 < w->n_heads)
-            next = stored_tile(w, s->tile, i + 1);
-        else if (s->tile + 1 < w->end_tile)
-            next = stored_tile(w, s->tile + 1, 0);
-        attend_expanded(s, tile, &next);
-    }
+    set_ahead(s, w->n_rows <= KVQ_FEW_ROWS ? w->n_rows : GROUP_ROWS);
+    for (uint32_t i = 0; i < w->n_heads; i++)
+        tiles[i] = stored_tile(w, s->tile, i);
+    if (w->n_rows <= KVQ_FEW_ROWS)
+        attend_rows(s, tiles, w->n_heads, 0, w->n_rows, false);
+    else
+        for (uint32_t i = 0; i < w->n_heads; i++)
+            attend_expanded(s, tiles[i]);
 }
 
 void KVQ_NAME(kvq_attend_run)(const kvq_attend_work *w) {
@@ -221,9 +270,11 @@ void KVQ_NAME(kvq_attend_run)(const kvq_attend_work *w) {
     size_t n_rows = (size_t)w->n_heads * w->n_rows;
     memset(w->o[KVQ_PLAIN], 0, n_rows * s.stride * sizeof(float));
     memset(w->o[KVQ_CODED], 0, n_rows * s.stride * sizeof(float));
-    memset(w->sum, 0, n_rows * sizeof(float));
+    memset(w->lanes, 0, n_rows * 16 * sizeof(float));
     for (size_t row = 0; row < n_rows; row++)
         w->max[row] = -INFINITY;
     for (s.tile = w->first_tile; s.tile < w->end_tile; s.tile++)
         attend_tile(&s);
+    for (size_t row = 0; row < n_rows; row++)
+        w->sum[row] = vf_reduce_add(vf_load(w->lanes + row * 16));
 }

@@ -19,6 +19,10 @@
 
 enum { MAX_PARTS = KVQ_N_TIERS, MAX_SETS = 2 };
 
+VEC_INLINE float middle_code(const uint32_t bits) {
+    return 0.5f * (float)((1u << bits) - 1);
+}
+
 /* A K tile. Known when a kernel is compiled: n_parts, the bits of the parts, n_sets, and which pointers are NULL. */
 typedef struct affine_keys {
     uint32_t head_dim, n_parts;
@@ -29,44 +33,60 @@ typedef struct affine_keys {
     const uint8_t *order;         /* (head_dim) channels, or NULL: 0, 1, 2 .. */
 } affine_keys;
 
-/* The queries with a tile's scales folded in. */
+/* The queries of some rows with a tile's scales folded in. */
 typedef struct folded_queries {
-    _Alignas(64) int8_t terms[KVQ_FEW_ROWS * MAX_SETS * 2 * KVQ_MAX_HEAD_DIM]; /* (n_rows, n_sets, 2, head_dim) */
-    float scale[KVQ_FEW_ROWS][MAX_SETS], zero[KVQ_FEW_ROWS][MAX_SETS];         /* logit = scale * sum + zero */
+    _Alignas(64) int8_t bytes[ROWS * MAX_SETS * BYTES_ROW]; /* (n_sets, n_r, BYTES_ROW) */
+    float scale[MAX_SETS][ROWS], zero[MAX_SETS][ROWS];             /* logit = scale * sum + zero */
 } folded_queries;
 
-VEC_INLINE void fold_query(const affine_keys *k, const float *q, uint32_t r, folded_queries *f) {
-    _Alignas(64) float ordered[KVQ_MAX_HEAD_DIM], x[KVQ_MAX_HEAD_DIM];
-    int32_t unused;
-    if (k->order != NULL) {
-        for (uint32_t d = 0; d < k->head_dim; d++)
-            ordered[d] = q[k->order[d]];
-        q = ordered;
-    }
+/* q: (n_r, head_dim) in the order of the codes. What rounding loses of a query is put right for the middle code. */
+VEC_INLINE void fold_queries(const affine_keys *k, const float *q, const uint32_t n_r, folded_queries *f) {
+    _Alignas(64) float x[ROWS * BYTES_ROW], middle[KVQ_MAX_HEAD_DIM + VF];
+    uint32_t first = 0;
+#pragma GCC unroll 3
+    for (uint32_t part = 0; part < k->n_parts; first += k->parts[part++].n)
+        for (uint32_t d = first; d < k->head_dim; d += VF)
+            vf_store(middle + d, vf_set1(middle_code(k->parts[part].bits)));
     for (uint32_t set = 0; set < k->n_sets; set++) {
-        const uint16_t *scale = k->scale + set * k->head_dim, *zero = k->zero + set * k->head_dim;
-        vf32 max = vf_zero(), zeros = vf_zero();
+        const uint16_t *scales = k->scale + set * k->head_dim, *zeros = k->zero + set * k->head_dim;
+        vf32 max[ROWS], zero[ROWS], sum[ROWS];
+        for (uint32_t r = 0; r < n_r; r++)
+            max[r] = zero[r] = vf_zero();
         for (uint32_t d = 0; d < k->head_dim; d += VF) {
-            vf32 y = vf_mul(vf_load(q + d), vf_load_f16(scale + d));
-            vf_store(x + d, y);
-            max = vf_max(max, vf_abs(y));
-            zeros = vf_fma(vf_load(q + d), vf_load_f16(zero + d), zeros);
+            vf32 scale = vf_load_f16(scales + d), at_middle = vf_fma(scale, vf_load(middle + d), vf_load_f16(zeros + d));
+#pragma GCC unroll 4
+            for (uint32_t r = 0; r < n_r; r++) {
+                vf32 qr = vf_load(q + r * k->head_dim + d), y = vf_mul(qr, scale);
+                vf_store(x + r * BYTES_ROW + d, y);
+                max[r] = vf_max(vf_abs(y), max[r]);
+                zero[r] = vf_fma(qr, at_middle, zero[r]);
+            }
         }
-        int8_t *terms = f->terms + (size_t)(r * k->n_sets + set) * 2 * k->head_dim;
-        f->scale[r][set] = to_terms(x, k->head_dim, max, terms, terms + k->head_dim, &unused);
-        f->zero[r][set] = vf_reduce_add(zeros);
+        byte_rows rows = {.n = k->head_dim,
+                          .n_r = n_r,
+                          .terms = 1,
+                          .stride = BYTES_ROW,
+                          .weight = middle,
+                          .bytes = f->bytes + set * n_r * BYTES_ROW,
+                          .scale = f->scale[set]};
+        to_bytes(&rows, x, max, sum);
+        for (uint32_t r = 0; r < n_r; r++)
+            f->zero[set][r] = vf_reduce_add(vf_fma(sum[r], vf_set1(-f->scale[set][r]), zero[r]));
     }
 }
 
-VEC_INLINE void score_rows(const affine_keys *k, const folded_queries *f, uint32_t row, const uint32_t n_r, float *logits) {
+/* logits: (n_r, 64) */
+VEC_INLINE void score_rows(const affine_keys *k, const float *q, const uint32_t n_r, float *logits) {
+    folded_queries f;
+    fold_queries(k, q, n_r, &f);
     for (uint32_t piece = 0; piece < N_PIECES; piece++) {
         key_sums s;
         uint32_t first = 0; /* channel */
         key_start(&s, n_r);
 #pragma GCC unroll 3
         for (uint32_t i = 0; i < k->n_parts; i++) {
-            key_terms q = {f->terms + (size_t)row * k->n_sets * 2 * k->head_dim + first, k->head_dim, k->n_sets};
-            key_dots(&s, &k->parts[i], piece, 0, k->parts[i].n / 4, &q, n_r);
+            key_bytes y = {f.bytes + first, k->n_sets, 1};
+            key_dots(&s, &k->parts[i], piece, 0, k->parts[i].n / 4, &y, n_r);
             first += k->parts[i].n;
         }
 #pragma GCC unroll 4
@@ -75,19 +95,22 @@ VEC_INLINE void score_rows(const affine_keys *k, const folded_queries *f, uint32
             vf32 factor = k->factor != NULL ? vf_load_f16(k->factor + t) : vf_set1(1.0f);
 #pragma GCC unroll 4
             for (uint32_t r = 0; r < n_r; r++) {
-                vf32 y = vf_fma(terms_to_f32(s.hi[r][g], s.lo[r][g]), vf_set1(f->scale[row + r][set]),
-                                vf_set1(f->zero[row + r][set]));
-                vf_store(logits + (row + r) * KVQ_TILE + t, k->factor != NULL ? vf_mul(y, factor) : y);
+                vf32 y = vf_fma(vi_to_f32(s.at[0][r][g]), vf_set1(f.scale[set][r]), vf_set1(f.zero[set][r]));
+                vf_store(logits + r * KVQ_TILE + t, k->factor != NULL ? vf_mul(y, factor) : y);
             }
         }
     }
 }
 
 VEC_INLINE void score_affine(const affine_keys *k, const float *q, uint32_t n_rows, float *logits) {
-    folded_queries f;
-    for (uint32_t r = 0; r < n_rows; r++)
-        fold_query(k, q + (size_t)r * k->head_dim, r, &f);
-    FOR_ROWS(n_rows, score_rows(k, &f, row, n_r, logits));
+    _Alignas(64) float ordered[KVQ_FEW_ROWS * KVQ_MAX_HEAD_DIM];
+    if (k->order != NULL) {
+        for (uint32_t r = 0; r < n_rows; r++)
+            for (uint32_t d = 0; d < k->head_dim; d++)
+                ordered[r * k->head_dim + d] = q[r * k->head_dim + k->order[d]];
+        q = ordered;
+    }
+    FOR_ROWS(n_rows, score_rows(k, q + row * k->head_dim, n_r, logits + row * KVQ_TILE));
 }
 
 VEC_INLINE void expand_keys(const affine_keys *k, float *out) {
@@ -131,56 +154,63 @@ typedef struct affine_values {
     const uint16_t *factor;       /* (head_dim) or NULL */
 } affine_values;
 
-/* Probabilities with a group's scales folded in. */
+/* Probabilities of some rows with a group's scales folded in. */
 typedef struct folded_probs {
-    _Alignas(64) int8_t terms[KVQ_FEW_ROWS * 2 * KVQ_TILE]; /* (n_rows, 2, 64) */
-    float scale[KVQ_FEW_ROWS], zero[KVQ_FEW_ROWS];          /* weighted value = scale * sum + zero */
+    _Alignas(64) int8_t bytes[ROWS * KVQ_TILE]; /* (n_rows, 64) */
+    float scale[ROWS], zero[ROWS];              /* weighted value = scale * sum + zero */
 } folded_probs;
 
-VEC_INLINE void fold_probs(const uint16_t *scale, const uint16_t *zero, const float *p, uint32_t r, folded_probs *f) {
-    _Alignas(64) float x[KVQ_TILE];
-    int32_t unused;
-    vf32 max = vf_zero(), zeros = vf_zero();
+/* p: (n_r, 64) */
+VEC_INLINE void fold_probs(const affine_values *v, uint32_t group, const float *p, const uint32_t n_r, folded_probs *f) {
+    _Alignas(64) float x[ROWS * KVQ_TILE];
+    const uint16_t *scales = v->scale + group * KVQ_TILE, *zeros = v->zero + group * KVQ_TILE;
+    const float middle = middle_code(v->codes.bits);
+    vf32 max[ROWS], zero[ROWS], sum[ROWS];
+    for (uint32_t r = 0; r < n_r; r++)
+        max[r] = zero[r] = vf_zero();
 #pragma GCC unroll 4
     for (uint32_t t = 0; t < KVQ_TILE; t += VF) {
-        vf32 y = vf_mul(vf_load(p + t), vf_load_f16(scale + t));
-        vf_store(x + t, y);
-        max = vf_max(max, vf_abs(y));
-        zeros = vf_fma(vf_load(p + t), vf_load_f16(zero + t), zeros);
-    }
-    int8_t *terms = f->terms + r * 2 * KVQ_TILE;
-    f->scale[r] = to_terms(x, KVQ_TILE, max, terms, terms + KVQ_TILE, &unused);
-    f->zero[r] = vf_reduce_add(zeros);
-}
-
-VEC_INLINE void mix_rows(const affine_values *v, const folded_probs *f, uint32_t first, uint32_t row, const uint32_t n_r,
-                         float *o) {
-    for (uint32_t piece = 0; piece < N_PIECES; piece++) {
-        value_sums s;
-        uint32_t channel = first + VF * piece;
-        for (uint32_t r = 0; r < n_r; r++)
-            s.hi[r] = s.lo[r] = vi_set1(0);
-        value_dots(&s, &v->codes, piece, first / 16, f->terms + row * 2 * KVQ_TILE, n_r);
-        vf32 factor = v->factor != NULL ? vf_load_f16(v->factor + channel) : vf_set1(1.0f);
+        vf32 scale = vf_load_f16(scales + t), at_middle = vf_fma(scale, vf_set1(middle), vf_load_f16(zeros + t));
 #pragma GCC unroll 4
         for (uint32_t r = 0; r < n_r; r++) {
-            float *out = o + (row + r) * kvq_output_stride(v->head_dim) + channel;
-            vf32 y = vf_fma(terms_to_f32(s.hi[r], s.lo[r]), vf_set1(f->scale[row + r]), vf_set1(f->zero[row + r]));
-            vf_store(out, v->factor != NULL ? vf_fma(y, factor, vf_load(out)) : vf_add(y, vf_load(out)));
+            vf32 pr = vf_load(p + r * KVQ_TILE + t), y = vf_mul(pr, scale);
+            vf_store(x + r * KVQ_TILE + t, y);
+            max[r] = vf_max(vf_abs(y), max[r]);
+            zero[r] = vf_fma(pr, at_middle, zero[r]);
         }
+    }
+    byte_rows rows = {
+        .n = KVQ_TILE, .n_r = n_r, .terms = 1, .stride = KVQ_TILE, .offset = dither, .bytes = f->bytes, .scale = f->scale};
+    to_bytes(&rows, x, max, sum);
+    for (uint32_t r = 0; r < n_r; r++)
+        f->zero[r] = vf_reduce_add(vf_fma(sum[r], vf_set1(-middle * f->scale[r]), zero[r]));
+}
+
+/* o: (n_r, stride) */
+VEC_INLINE void mix_rows(const affine_values *v, const float *p, const uint32_t n_r, float *o) {
+    for (uint32_t first = 0; first < v->head_dim; first += v->group) {
+        uint32_t end = first + v->group < v->head_dim ? first + v->group : v->head_dim;
+        folded_probs f;
+        fold_probs(v, first / v->group, p, n_r, &f);
+        for (uint32_t piece = 0; piece < N_PIECES; piece++)
+            for (uint32_t channel = first; channel < end; channel += 16) {
+                value_sums s;
+                for (uint32_t r = 0; r < n_r; r++)
+                    s.at[0][r] = vi_set1(0);
+                value_dots(&s, &v->codes, piece, channel / 16, f.bytes, n_r);
+                vf32 factor = v->factor != NULL ? vf_load_f16(v->factor + channel + VF * piece) : vf_set1(1.0f);
+#pragma GCC unroll 4
+                for (uint32_t r = 0; r < n_r; r++) {
+                    float *out = o + r * kvq_output_stride(v->head_dim) + channel + VF * piece;
+                    vf32 y = vf_fma(vi_to_f32(s.at[0][r]), vf_set1(f.scale[r]), vf_set1(f.zero[r]));
+                    vf_store(out, v->factor != NULL ? vf_fma(y, factor, vf_load(out)) : vf_add(y, vf_load(out)));
+                }
+            }
     }
 }
 
 VEC_INLINE void mix_affine(const affine_values *v, const float *p, uint32_t n_rows, float *o) {
-    folded_probs f;
-    for (uint32_t first = 0; first < v->head_dim; first += v->group) {
-        const uint16_t *scale = v->scale + first / v->group * KVQ_TILE, *zero = v->zero + first / v->group * KVQ_TILE;
-        uint32_t end = first + v->group < v->head_dim ? first + v->group : v->head_dim;
-        for (uint32_t r = 0; r < n_rows; r++)
-            fold_probs(scale, zero, p + r * KVQ_TILE, r, &f);
-        for (uint32_t channel = first; channel < end; channel += 16)
-            FOR_ROWS(n_rows, mix_rows(v, &f, channel, row, n_r, o));
-    }
+    FOR_ROWS(n_rows, mix_rows(v, p + row * KVQ_TILE, n_r, o + row * kvq_output_stride(v->head_dim)));
 }
 
 VEC_INLINE void expand_values(const affine_values *v, float *out) {
@@ -216,7 +246,6 @@ VEC_INLINE void expand_values(const affine_values *v, float *out) {
     extern const kvq_codec kvq_codec_##id##_k;                                                                             \
     static void score_##id(const void *tile, uint32_t head_dim, const void *q, uint32_t n_rows, float *logits) {           \
         affine_keys k = get_keys(&kvq_codec_##id##_k, tile, head_dim, __VA_ARGS__);                                        \
-        fetch_ahead(&kvq_codec_##id##_k, tile, head_dim);                                                                  \
         score_affine(&k, q, n_rows, logits);                                                                               \
     }                                                                                                                      \
     static void expand_k_##id(const void *tile, uint32_t head_dim, float *out) {                                           \
@@ -230,7 +259,6 @@ VEC_INLINE void expand_values(const affine_values *v, float *out) {
     static void mix_##id(const void *tile, uint32_t head_dim, uint32_t n_tokens, const float *p, uint32_t n_rows,          \
                          float *o) {                                                                                       \
         affine_values v = get_values(&kvq_codec_##id##_v, tile, head_dim, __VA_ARGS__);                                    \
-        fetch_ahead(&kvq_codec_##id##_v, tile, head_dim);                                                                  \
         mix_affine(&v, p, n_rows, o);                                                                                      \
     }                                                                                                                      \
     static void expand_v_##id(const void *tile, uint32_t head_dim, float *out) {                                           \

@@ -18,10 +18,8 @@
 enum {
     ROWS = 3,           /* rows whose sums are in registers at a time */
     N_PIECES = 16 / VF, /* vectors in the 16 lanes of a dot vector */
-    TILE_VF = 64 / VF,  /* vectors in a float per token */
-    TERM = 128,         /* what a hi byte counts */
-    TERMS_MAX = 127 * TERM,
-    AHEAD_BYTES = 4096, /* tiles are read in the order of memory; how far ahead of it to fetch */
+    TERM = 128,         /* what a first byte of two counts */
+    BYTES_ROW = KVQ_MAX_HEAD_DIM, /* from one row of queries as bytes to the next */
 };
 
 /* Runs `call` with n_r, a constant for the compiler, rows at a time: rows row .. row + n_r - 1 of n_rows. */
@@ -48,32 +46,59 @@ enum {
         }                                                                                                                  \
     }
 
-VEC_INLINE void fetch_ahead(const kvq_codec *codec, const void *tile, uint32_t head_dim) {
-    const uint8_t *at = (const uint8_t *)tile + AHEAD_BYTES, *end = at + codec->tile_bytes(codec, head_dim);
-    for (; at < end; at += 64)
-        __builtin_prefetch(at);
+/* ---- floats as bytes ---- */
+
+/* The bytes a float becomes beside codes of these bits. */
+VEC_INLINE uint32_t n_terms(const uint32_t bits) {
+    return bits > 4 ? 2 : 1;
 }
 
-/* ---- floats as two bytes ---- */
+/* Less than half of either sign, evenly spread over any run of tokens: numbers with this added before they are rounded are
+ * right on average, however small. */
+static const float dither[KVQ_TILE] = {
+#define DITHER(t)  (float)((t) * 0x9E37u % 0x10000u) * 0x1p-16f - 0.49999f
+#define DITHER4(t) DITHER(t), DITHER(t + 1), DITHER(t + 2), DITHER(t + 3)
+    DITHER4(0),  DITHER4(4),  DITHER4(8),  DITHER4(12), DITHER4(16), DITHER4(20), DITHER4(24), DITHER4(28),
+    DITHER4(32), DITHER4(36), DITHER4(40), DITHER4(44), DITHER4(48), DITHER4(52), DITHER4(56), DITHER4(60),
+};
 
-VEC_INLINE vf32 vf_abs(vf32 x) {
-    return vf_max(x, vf_sub(vf_zero(), x));
-}
+/* Rows of n floats as bytes: x ~ scale * integer, integer = (TERM *) first byte (+ second byte). What to_bytes is told: */
+typedef struct byte_rows {
+    uint32_t n;          /* a multiple of 16 */
+    uint32_t n_r, terms; /* rows, bytes for a float */
+    uint32_t stride;     /* of floats, and of bytes */
+    const float *offset; /* (n) to add before rounding, or NULL */
+    const float *weight; /* (n) of the integers in `sum`, or NULL: 1 */
+    int8_t *bytes;       /* (n_r, terms, stride) */
+    float *scale;        /* (n_r) */
+} byte_rows;
 
-/* x (n) ~ scale * (128 hi + lo), n a multiple of 16; max: lanes whose maximum is that of |x|. Returns scale; *sum is that
- * of the integers. */
-VEC_INLINE float to_terms(const float *x, uint32_t n, vf32 max, int8_t *hi, int8_t *lo, int32_t *sum) {
-    float largest = vf_reduce_max(max);
-    vf32 inverse = vf_set1(largest > 1e-30f ? TERMS_MAX / largest : 0.0f);
-    vi32 sums = vi_set1(0);
-    for (uint32_t i = 0; i < n; i += VF) {
-        vi32 y = vi_from_f32(vf_mul(vf_load(x + i), inverse)), high = vi_sar(vi_add(y, vi_set1(TERM / 2)), 7);
-        vi_store_i8(hi + i, high);
-        vi_store_i8(lo + i, vi_sub(y, vi_shl(high, 7)));
-        sums = vi_add(sums, y);
+/* x: (n_r, stride); max: lanes whose maximum is that of |x|, by row; sum: lanes whose sum is that of the integers, by row */
+VEC_INLINE void to_bytes(const byte_rows *b, const float *x, const vf32 *max, vf32 *sum) {
+    const float top = b->terms == 2 ? 127 * TERM : 127;
+    vf32 inverse[ROWS];
+#pragma GCC unroll 4
+    for (uint32_t r = 0; r < b->n_r; r++) {
+        float largest = vf_reduce_max(max[r]);
+        b->scale[r] = largest * (1.0f / top);
+        inverse[r] = vf_set1(largest > 1e-30f ? top / largest : 0.0f);
+        sum[r] = vf_zero();
     }
-    *sum = vi_reduce_add(sums);
-    return largest * (1.0f / TERMS_MAX);
+    for (uint32_t i = 0; i < b->n; i += VF)
+#pragma GCC unroll 4
+        for (uint32_t r = 0; r < b->n_r; r++) {
+            int8_t *at = b->bytes + r * b->terms * b->stride + i;
+            vf32 y = vf_load(x + r * b->stride + i);
+            vi32 z = vi_from_f32(b->offset ? vf_fma(y, inverse[r], vf_load(b->offset + i)) : vf_mul(y, inverse[r]));
+            vf32 zf = vi_to_f32(z);
+            sum[r] = b->weight ? vf_fma(zf, vf_load(b->weight + i), sum[r]) : vf_add(zf, sum[r]);
+            if (b->terms == 2) {
+                vi32 high = vi_sar(vi_add(z, vi_set1(TERM / 2)), 7);
+                vi_store_i8(at + b->stride, vi_sub(z, vi_shl(high, 7)));
+                z = high;
+            }
+            vi_store_i8(at, z);
+        }
 }
 
 /* ---- codes out of their words ---- */
@@ -145,29 +170,30 @@ VEC_INLINE vi32 dot(const uint32_t bits, vi32 acc, vi32 x, vi32 y) {
 
 enum { WIDE_BIAS = VI_WIDE_OFFSET };
 
-/* The sums of K: [row][16 tokens] */
+/* The sums of K: [term][row][16 tokens] */
 typedef struct key_sums {
-    vi32 hi[ROWS][4], lo[ROWS][4];
+    vi32 at[2][ROWS][4];
 } key_sums;
 
-/* Queries as bytes: (n_rows, n_sets, 2 terms, n). With two sets the first is for tokens 0 .. 31, the second for the rest.
- */
-typedef struct key_terms {
+/* Queries as bytes: (n_sets, n_r, terms, BYTES_ROW). With two sets the first is for tokens 0 .. 31, the second for the
+ * rest. */
+typedef struct key_bytes {
     const int8_t *at;
-    uint32_t n, n_sets;
-} key_terms;
+    uint32_t n_sets, terms;
+} key_bytes;
 
 VEC_INLINE void key_start(key_sums *s, const uint32_t n_r) {
     for (uint32_t r = 0; r < n_r; r++)
         for (uint32_t g = 0; g < 4; g++)
-            s->hi[r][g] = s->lo[r][g] = vi_set1(0);
+            s->at[0][r][g] = s->at[1][r][g] = vi_set1(0);
 }
 
 /* s += codes . queries over the codes' words first .. end - 1 of 4 channels each; q: the first row, at the codes' first
  * channel */
-VEC_INLINE void key_dots(key_sums *s, const packed *c, uint32_t piece, uint32_t first, uint32_t end, const key_terms *q,
+VEC_INLINE void key_dots(key_sums *s, const packed *c, uint32_t piece, uint32_t first, uint32_t end, const key_bytes *q,
                          const uint32_t n_r) {
     const uint32_t step = c->bits % 2 ? 2 : 1;
+#pragma GCC unroll 4
     for (uint32_t i = first; i < end; i += step)
 #pragma GCC unroll 2
         for (uint32_t odd = 0; odd < step; odd++) {
@@ -175,31 +201,31 @@ VEC_INLINE void key_dots(key_sums *s, const packed *c, uint32_t piece, uint32_t 
             load_dots(c, i + odd, odd, piece, x);
 #pragma GCC unroll 4
             for (uint32_t r = 0; r < n_r; r++)
-#pragma GCC unroll 2
-                for (uint32_t set = 0; set < q->n_sets; set++) {
-                    const int8_t *at = q->at + (size_t)(r * q->n_sets + set) * 2 * q->n + 4 * (i + odd);
-                    vi32 hi = vi_load1(at), lo = vi_load1(at + q->n);
 #pragma GCC unroll 4
-                    for (uint32_t g = set * 4 / q->n_sets; g < (set + 1) * 4 / q->n_sets; g++) {
-                        s->hi[r][g] = dot(c->bits, s->hi[r][g], x[g], hi);
-                        s->lo[r][g] = dot(c->bits, s->lo[r][g], x[g], lo);
+                for (uint32_t set = 0; set < q->n_sets; set++)
+#pragma GCC unroll 2
+                    for (uint32_t term = 0; term < q->terms; term++) {
+                        vi32 y = vi_load1(q->at + ((set * n_r + r) * q->terms + term) * BYTES_ROW + 4 * (i + odd));
+#pragma GCC unroll 4
+                        for (uint32_t g = set * 4 / q->n_sets; g < (set + 1) * 4 / q->n_sets; g++)
+                            s->at[term][r][g] = dot(c->bits, s->at[term][r][g], x[g], y);
                     }
-                }
         }
 }
 
-VEC_INLINE vf32 terms_to_f32(vi32 hi, vi32 lo) {
-    return vi_to_f32(vi_add(vi_shl(hi, 7), lo));
+VEC_INLINE vf32 terms_to_f32(const uint32_t terms, vi32 first, vi32 second) {
+    return vi_to_f32(terms == 2 ? vi_add(vi_shl(first, 7), second) : first);
 }
 
-/* Probabilities as bytes: (n_rows, 2 terms, 64) */
+/* Probabilities as bytes: (n_rows, terms, 64) */
 typedef struct value_sums {
-    vi32 hi[ROWS], lo[ROWS];
+    vi32 at[2][ROWS];
 } value_sums;
 
 /* s += probabilities . codes of the 16 channels of block `channels` */
 VEC_INLINE void value_dots(value_sums *s, const packed *c, uint32_t piece, uint32_t channels, const int8_t *p,
                            const uint32_t n_r) {
+    const uint32_t terms = n_terms(c->bits);
 #pragma GCC unroll 4
     for (uint32_t j = 0; j < 4; j++) {
         vi32 x[4];
@@ -207,11 +233,11 @@ VEC_INLINE void value_dots(value_sums *s, const packed *c, uint32_t piece, uint3
 #pragma GCC unroll 4
         for (uint32_t f = 0; f < 4; f++)
 #pragma GCC unroll 4
-            for (uint32_t r = 0; r < n_r; r++) {
-                const int8_t *at = p + r * 2 * KVQ_TILE + 16 * j + 4 * f;
-                s->hi[r] = dot(c->bits, s->hi[r], x[f], vi_load1(at));
-                s->lo[r] = dot(c->bits, s->lo[r], x[f], vi_load1(at + KVQ_TILE));
-            }
+            for (uint32_t r = 0; r < n_r; r++)
+#pragma GCC unroll 2
+                for (uint32_t term = 0; term < terms; term++)
+                    s->at[term][r] =
+                        dot(c->bits, s->at[term][r], x[f], vi_load1(p + (r * terms + term) * KVQ_TILE + 16 * j + 4 * f));
     }
 }
 

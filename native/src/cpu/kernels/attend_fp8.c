@@ -49,7 +49,6 @@ VEC_INLINE void score_rows(const void *tile, uint32_t head_dim, const float *q, 
 
 static void score(const void *tile, uint32_t head_dim, const void *prepared, uint32_t n_rows, float *logits) {
     const float *q = prepared;
-    fetch_ahead(&kvq_codec_fp8_k, tile, head_dim);
     FOR_ROWS(n_rows, score_rows(tile, head_dim, q + row * head_dim, n_r, logits + row * KVQ_TILE));
 }
 
@@ -85,7 +84,6 @@ VEC_INLINE void mix_rows(const void *tile, uint32_t head_dim, const float *p, co
 }
 
 static void mix(const void *tile, uint32_t head_dim, uint32_t n_tokens, const float *p, uint32_t n_rows, float *o) {
-    fetch_ahead(&kvq_codec_fp8_v, tile, head_dim);
     FOR_ROWS(n_rows, mix_rows(tile, head_dim, p + row * KVQ_TILE, n_r, o + row * kvq_output_stride(head_dim)));
 }
 

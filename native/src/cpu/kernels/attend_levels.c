@@ -60,7 +60,6 @@ VEC_INLINE scaled_codes turbo_tile(const kvq_codec *codec, const uint8_t *tile, 
     }                                                                                                                      \
     static void score_##id(const void *tile, uint32_t head_dim, const void *prepared, uint32_t n_rows, float *logits) {    \
         scaled_codes k = get_tile(&kvq_codec_##id##_k, tile, head_dim, bits);                                              \
-        fetch_ahead(&kvq_codec_##id##_k, tile, head_dim);                                                                  \
         score_scaled(&k, prepared, n_rows, false, logits);                                                                 \
     }                                                                                                                      \
     static void expand_k_##id(const void *tile, uint32_t head_dim, float *out) {                                           \
@@ -70,7 +69,6 @@ VEC_INLINE scaled_codes turbo_tile(const kvq_codec *codec, const uint8_t *tile, 
     static void mix_##id(const void *tile, uint32_t head_dim, uint32_t n_tokens, const float *p, uint32_t n_rows,          \
                          float *o) {                                                                                       \
         scaled_codes v = get_tile(&kvq_codec_##id##_v, tile, head_dim, bits);                                              \
-        fetch_ahead(&kvq_codec_##id##_v, tile, head_dim);                                                                  \
         mix_scaled(&v, p, n_rows, o);                                                                                      \
     }                                                                                                                      \
     static void expand_v_##id(const void *tile, uint32_t head_dim, float *out) {                                           \

@@ -46,40 +46,47 @@ typedef struct prepared_row {
     int32_t start[MAX_BLOCKS]; /* of a block's sum: -bias * the sum of its integers */
 } prepared_row;
 
-VEC_INLINE int8_t *prepared_terms(void *prepared, uint32_t n_rows) { /* (n_rows, 2, n) */
+VEC_INLINE int8_t *prepared_bytes(const void *prepared, uint32_t n_rows) { /* (n_rows, terms, BYTES_ROW) */
     return (int8_t *)((prepared_row *)prepared + n_rows);
 }
 
 /* q: (n_rows, n), for codes of these bits, bias and block */
 VEC_INLINE void prepare_queries(const float *q, uint32_t n_rows, uint32_t n, const uint32_t bits, const int32_t bias,
                                 const uint32_t block, void *prepared) {
+    const uint32_t terms = n_terms(bits);
     prepared_row *rows = prepared;
     for (uint32_t r = 0; r < n_rows; r++, q += n) {
-        int8_t *hi = prepared_terms(prepared, n_rows) + (size_t)r * 2 * n, *lo = hi + n;
-        vf32 max = vf_zero(), all = vf_zero();
+        int8_t *bytes = prepared_bytes(prepared, n_rows) + r * terms * BYTES_ROW;
+        vf32 max = vf_zero(), all = vf_zero(), sum;
         for (uint32_t d = 0; d < n; d += VF) {
-            max = vf_max(max, vf_abs(vf_load(q + d)));
+            max = vf_max(vf_abs(vf_load(q + d)), max);
             all = vf_add(all, vf_load(q + d));
         }
-        int32_t sum;
-        float scale = to_terms(q, n, max, hi, lo, &sum);
-        rows[r].scale = isnan(vf_reduce_add(all)) ? NAN : scale; /* the maximum passes over NaN */
+        byte_rows row = {.n = n, .n_r = 1, .terms = terms, .stride = BYTES_ROW, .bytes = bytes, .scale = &rows[r].scale};
+        to_bytes(&row, q, &max, &sum);
+        if (isnan(vf_reduce_add(all))) /* the maximum passes over NaN */
+            rows[r].scale = NAN;
         if (n <= block) {
-            rows[r].start[0] = -dot_bias(bits, bias) * sum;
+            rows[r].start[0] = -dot_bias(bits, bias) * (int32_t)vf_reduce_add(sum);
             continue;
         }
         memset(rows[r].start, 0, sizeof rows[r].start);
         for (uint32_t d = 0; d < n; d++)
-            rows[r].start[d / block] -= dot_bias(bits, bias) * (TERM * hi[d] + lo[d]);
+            rows[r].start[d / block] -= dot_bias(bits, bias) * (terms == 2 ? TERM * bytes[d] + bytes[BYTES_ROW + d] : bytes[d]);
     }
 }
 
 VEC_INLINE void score_scaled_rows(const scaled_codes *k, const void *prepared, uint32_t n_rows, uint32_t row,
                                   const uint32_t n_r, bool add, float *logits) {
+    const uint32_t terms = n_terms(k->codes.bits);
     const prepared_row *rows = (const prepared_row *)prepared + row;
-    key_terms q = {prepared_terms((void *)prepared, n_rows) + (size_t)row * 2 * k->codes.n, k->codes.n, 1};
+    key_bytes q = {prepared_bytes(prepared, n_rows) + row * terms * BYTES_ROW, 1, terms};
     logits += row * KVQ_TILE;
-    for (uint32_t piece = 0; piece < N_PIECES; piece++)
+    for (uint32_t piece = 0; piece < N_PIECES; piece++) {
+        vf32 sums[ROWS][4];
+        for (uint32_t r = 0; r < n_r; r++)
+            for (uint32_t g = 0; g < 4; g++)
+                sums[r][g] = vf_zero();
         for (uint32_t b = 0; b < n_blocks(k); b++) {
             uint32_t end = (b + 1) * k->block < k->codes.n ? (b + 1) * k->block : k->codes.n;
             key_sums s;
@@ -87,20 +94,25 @@ VEC_INLINE void score_scaled_rows(const scaled_codes *k, const void *prepared, u
 #pragma GCC unroll 4
             for (uint32_t r = 0; r < n_r; r++)
                 for (uint32_t g = 0; g < 4; g++)
-                    s.lo[r][g] = vi_set1(rows[r].start[b]);
+                    s.at[terms - 1][r][g] = vi_set1(rows[r].start[b]);
             key_dots(&s, &k->codes, piece, b * k->block / 4, end / 4, &q, n_r);
 #pragma GCC unroll 4
             for (uint32_t g = 0; g < 4; g++) {
-                uint32_t t = 16 * g + VF * piece;
-                vf32 scale = vf_mul(load_scales(k, b, t), vf_set1(k->unit));
+                vf32 scale = load_scales(k, b, 16 * g + VF * piece);
 #pragma GCC unroll 4
-                for (uint32_t r = 0; r < n_r; r++) {
-                    float *out = logits + r * KVQ_TILE + t;
-                    vf32 y = vf_mul(terms_to_f32(s.hi[r][g], s.lo[r][g]), vf_mul(scale, vf_set1(rows[r].scale)));
-                    vf_store(out, b > 0 || add ? vf_add(y, vf_load(out)) : y);
-                }
+                for (uint32_t r = 0; r < n_r; r++)
+                    sums[r][g] = vf_fma(terms_to_f32(terms, s.at[0][r][g], s.at[1][r][g]), scale, sums[r][g]);
             }
         }
+#pragma GCC unroll 4
+        for (uint32_t r = 0; r < n_r; r++)
+#pragma GCC unroll 4
+            for (uint32_t g = 0; g < 4; g++) {
+                float *out = logits + r * KVQ_TILE + 16 * g + VF * piece;
+                vf32 y = vf_mul(sums[r][g], vf_set1(k->unit * rows[r].scale));
+                vf_store(out, add ? vf_add(y, vf_load(out)) : y);
+            }
+    }
 }
 
 /* logits (n_rows, 64) = q . k, or += */
@@ -131,55 +143,70 @@ VEC_INLINE void expand_scaled_keys(const scaled_codes *k, float *out) {
 
 /* ---- values ---- */
 
-/* Probabilities with a block's scales folded in. */
+/* Probabilities of some rows with a block's scales folded in. */
 typedef struct scaled_probs {
-    _Alignas(64) int8_t terms[KVQ_FEW_ROWS * 2 * KVQ_TILE]; /* (n_rows, 2, 64) */
-    float scale[KVQ_FEW_ROWS];
-    int32_t start[KVQ_FEW_ROWS];
+    _Alignas(64) int8_t bytes[ROWS * 2 * KVQ_TILE]; /* (n_rows, terms, 64) */
+    float scale[ROWS];
+    int32_t start[ROWS];
 } scaled_probs;
 
-VEC_INLINE void scale_probs(const scaled_codes *v, uint32_t block, const float *p, uint32_t r, scaled_probs *s) {
-    _Alignas(64) float x[KVQ_TILE];
-    int32_t sum;
-    vf32 max = vf_zero();
+/* p: (n_r, 64) */
+VEC_INLINE void scale_probs(const scaled_codes *v, uint32_t block, const float *p, const uint32_t n_r, scaled_probs *s) {
+    _Alignas(64) float x[ROWS * KVQ_TILE];
+    vf32 max[ROWS], sum[ROWS];
+    for (uint32_t r = 0; r < n_r; r++)
+        max[r] = vf_zero();
 #pragma GCC unroll 4
     for (uint32_t t = 0; t < KVQ_TILE; t += VF) {
-        vf32 y = vf_mul(vf_load(p + t), load_scales(v, block, t));
-        vf_store(x + t, y);
-        max = vf_max(max, vf_abs(y));
-    }
-    int8_t *terms = s->terms + r * 2 * KVQ_TILE;
-    s->scale[r] = v->unit * to_terms(x, KVQ_TILE, max, terms, terms + KVQ_TILE, &sum);
-    s->start[r] = -dot_bias(v->codes.bits, v->bias) * sum;
-}
-
-VEC_INLINE void mix_scaled_rows(const scaled_codes *v, const scaled_probs *p, uint32_t channel, uint32_t row,
-                                const uint32_t n_r, float *o) {
-    for (uint32_t piece = 0; piece < N_PIECES; piece++) {
-        value_sums s;
-        for (uint32_t r = 0; r < n_r; r++) {
-            s.hi[r] = vi_set1(0);
-            s.lo[r] = vi_set1(p->start[row + r]);
-        }
-        value_dots(&s, &v->codes, piece, channel / 16, p->terms + row * 2 * KVQ_TILE, n_r);
+        vf32 scale = load_scales(v, block, t);
 #pragma GCC unroll 4
         for (uint32_t r = 0; r < n_r; r++) {
-            float *out = o + (row + r) * kvq_output_stride(v->codes.n) + channel + VF * piece;
-            vf_store(out, vf_fma(terms_to_f32(s.hi[r], s.lo[r]), vf_set1(p->scale[row + r]), vf_load(out)));
+            vf32 y = vf_mul(vf_load(p + r * KVQ_TILE + t), scale);
+            vf_store(x + r * KVQ_TILE + t, y);
+            max[r] = vf_max(vf_abs(y), max[r]);
         }
+    }
+    byte_rows rows = {.n = KVQ_TILE,
+                      .n_r = n_r,
+                      .terms = n_terms(v->codes.bits),
+                      .stride = KVQ_TILE,
+                      .offset = dither,
+                      .bytes = s->bytes,
+                      .scale = s->scale};
+    to_bytes(&rows, x, max, sum);
+    for (uint32_t r = 0; r < n_r; r++) {
+        s->scale[r] *= v->unit;
+        s->start[r] = -dot_bias(v->codes.bits, v->bias) * (int32_t)vf_reduce_add(sum[r]);
     }
 }
 
-/* o (n_rows, n) += p (n_rows, 64) . v */
-VEC_INLINE void mix_scaled(const scaled_codes *v, const float *p, uint32_t n_rows, float *o) {
-    scaled_probs scaled;
+/* o (n_r, n) += p (n_r, 64) . v */
+VEC_INLINE void mix_scaled_rows(const scaled_codes *v, const float *p, const uint32_t n_r, float *o) {
+    const uint32_t terms = n_terms(v->codes.bits);
     for (uint32_t b = 0; b < n_blocks(v); b++) {
         uint32_t end = (b + 1) * v->block < v->codes.n ? (b + 1) * v->block : v->codes.n;
-        for (uint32_t r = 0; r < n_rows; r++)
-            scale_probs(v, b, p + r * KVQ_TILE, r, &scaled);
-        for (uint32_t channel = b * v->block; channel < end; channel += 16)
-            FOR_ROWS(n_rows, mix_scaled_rows(v, &scaled, channel, row, n_r, o));
+        scaled_probs scaled;
+        scale_probs(v, b, p, n_r, &scaled);
+        for (uint32_t piece = 0; piece < N_PIECES; piece++)
+            for (uint32_t channel = b * v->block; channel < end; channel += 16) {
+                value_sums s;
+                for (uint32_t r = 0; r < n_r; r++) {
+                    s.at[0][r] = vi_set1(0);
+                    s.at[terms - 1][r] = vi_set1(scaled.start[r]);
+                }
+                value_dots(&s, &v->codes, piece, channel / 16, scaled.bytes, n_r);
+#pragma GCC unroll 4
+                for (uint32_t r = 0; r < n_r; r++) {
+                    float *out = o + r * kvq_output_stride(v->codes.n) + channel + VF * piece;
+                    vf32 y = terms_to_f32(terms, s.at[0][r], s.at[1][r]);
+                    vf_store(out, vf_fma(y, vf_set1(scaled.scale[r]), vf_load(out)));
+                }
+            }
     }
+}
+
+VEC_INLINE void mix_scaled(const scaled_codes *v, const float *p, uint32_t n_rows, float *o) {
+    FOR_ROWS(n_rows, mix_scaled_rows(v, p + row * KVQ_TILE, n_r, o + row * kvq_output_stride(v->codes.n)));
 }
 
 /* out: (64, n) */

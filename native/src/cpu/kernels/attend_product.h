@@ -18,9 +18,6 @@ enum { NR = 6, NV = 4 }; /* of 32 registers 24 hold sums */
 enum { NR = 6, NV = 2 }; /* of 16 registers 12 hold sums */
 #endif
 
-/* Pages are read in the order of memory, so what follows is needed next: hardware alone does not run far enough ahead. */
-enum { PREFETCH_HALFS = 4096 };
-
 typedef struct product {
     const float *a;
     const void *b;
@@ -44,9 +41,6 @@ VEC_INLINE void product_block(const product *p, uint32_t row, uint32_t col, cons
             sums[r][v] = p->add ? vf_load(c + r * p->c_stride + v * VF) : vf_zero();
     for (uint32_t k = 0; k < p->n_k; k++) {
         vf32 b[NV];
-        if (half && row == 0)
-            for (uint32_t i = 0; i < n_v * VF; i += 32)
-                __builtin_prefetch(b_half + k * p->b_stride + i + PREFETCH_HALFS);
 #pragma GCC unroll 8
         for (uint32_t v = 0; v < n_v; v++)
             b[v] = half ? vf_load_f16(b_half + k * p->b_stride + v * VF) : vf_load(b_float + k * p->b_stride + v * VF);

@@ -68,7 +68,7 @@ void KVQ_NAME(kvq_attend_rotate_back)(float *x, uint32_t n_rows, uint32_t n);
 
 VEC_INLINE void score_split(const split_tile *s, const float *q, const uint32_t bits, uint32_t n_rows, float *logits) {
     _Alignas(64) set_rows rows[2];
-    _Alignas(64) uint8_t prepared[KVQ_FEW_ROWS * (8 * KVQ_MAX_HEAD_DIM + 64)];
+    _Alignas(64) uint8_t prepared[KVQ_FEW_ROWS * (2 * KVQ_MAX_HEAD_DIM + 128)];
     uint32_t n[2] = {s->sets[0].codes.n, s->sets[1].codes.n};
     for (uint32_t r = 0; r < n_rows; r++)
         split_row(q + r * s->head_dim, s->mask, s->head_dim, rows[0] + r * n[0], rows[1] + r * n[1]);
@@ -139,7 +139,6 @@ VEC_INLINE void expand_split_values(const split_tile *s, float *v) {
     extern const kvq_codec kvq_codec_##id##_k, kvq_codec_##id##_v;                                                         \
     static void score_##id(const void *tile, uint32_t head_dim, const void *q, uint32_t n_rows, float *logits) {           \
         split_tile k = get_split(&kvq_codec_##id##_k, tile, head_dim, bits);                                               \
-        fetch_ahead(&kvq_codec_##id##_k, tile, head_dim);                                                                  \
         score_split(&k, q, bits, n_rows, logits);                                                                          \
     }                                                                                                                      \
     static void expand_k_##id(const void *tile, uint32_t head_dim, float *out) {                                           \
@@ -149,7 +148,6 @@ VEC_INLINE void expand_split_values(const split_tile *s, float *v) {
     static void mix_##id(const void *tile, uint32_t head_dim, uint32_t n_tokens, const float *p, uint32_t n_rows,          \
                          float *o) {                                                                                       \
         split_tile v = get_split(&kvq_codec_##id##_v, tile, head_dim, bits);                                               \
-        fetch_ahead(&kvq_codec_##id##_v, tile, head_dim);                                                                  \
         mix_split(&v, p, n_rows, o);                                                                                       \
     }                                                                                                                      \
     static void expand_v_##id(const void *tile, uint32_t head_dim, float *out) {                                           \
