@@ -1,9 +1,9 @@
 """Attention over encoded pages against float64 over the decoded bytes, for every KV type.
 
-Few rows take the integer kernels: queries and weighted probabilities become integers of 14 bits, off by at most 2^-15
-of the largest of a row. Such errors are independent, so a logit is off by about 2^-15 times the largest folded query
-times the root of the sum of the squared codes: of the order of 1e-4 of a logit's size, up to 1e-3 where few channels
-carry the query. The turbo types also round their centroids to 7 bits: their logits are off by up to 1% of their size.
+Few rows take the integer kernels. Beside 8-bit codes, queries and weighted probabilities become integers of 14 bits,
+beside shorter codes of 7: off by at most 1/254 of the largest of a row, probabilities after dithering by twice that but
+right on average. Such errors are independent; on this data they make 1% of an output's size, a tenth of what codes of 4
+bits themselves lose. The turbo types also round their centroids to 7 bits: their logits are off by up to 1% of their size.
 Many rows take the expanded tiles and plain float32.
 """
 
@@ -25,6 +25,7 @@ ISAS = available_isas()
 
 TYPES = [kv_type.name for kv_type in pykvq.kv_types()]
 TURBO = [name for name in TYPES if name.startswith("turbo")]
+WIDE = ["f16", "fp8", "q8_0"]
 
 
 @pytest.fixture(params=ISAS)
@@ -92,7 +93,7 @@ def relative_error(q, k, v, kv_k, kv_v, *, sink=0, tail=0, n_threads=1, **option
 
 
 def bound(kv_k, kv_v, n_rows):
-    exact = 1e-5 if n_rows > 16 else 2e-3
+    exact = 1e-5 if n_rows > 16 else 2e-3 if kv_k in WIDE and kv_v in WIDE else 2.5e-2
     return max(exact, 3e-2 if kv_k in TURBO else 0, 1e-2 if kv_v in TURBO else 0)
 
 
@@ -143,7 +144,7 @@ def test_many_small_probabilities_do_not_vanish(isa, name, n_q):
     k *= 0.02
     v += 1
     k[70] = q[0, 0] * np.log(100) * 8 / np.sum(q[0, 0] ** 2)
-    assert_close(q, k, v, name, name)
+    assert relative_error(q, k, v, name, name) <= 4e-3
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -153,7 +154,7 @@ def test_few_and_many_rows_agree(isa, name):
     together = attend(q, k, v, name, name)[-1:]
     alone = attend(q[-1:].copy(), k, v, name, name)
     size = reference(q[-1:], k, v)[1]
-    assert np.sqrt(np.mean((together - alone) ** 2) / np.mean(size**2)) <= (1e-3 if name != "f16" else 1e-5)
+    assert np.sqrt(np.mean((together - alone) ** 2) / np.mean(size**2)) <= (1e-5 if name == "f16" else 1e-3 if name in WIDE else 2.5e-2)
 
 
 @functools.cache

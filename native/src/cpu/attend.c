@@ -78,7 +78,7 @@ static size_t lay_out_thread(uint8_t *area, uint32_t block_rows, uint32_t head_d
     t->lanes = take(area, &used, block_rows * 16 * sizeof(float));
     t->k = take(area, &used, KVQ_TILE * row);
     t->v = take(area, &used, KVQ_TILE * out_row);
-    t->prepared = take(area, &used, kvq_prepared_bytes(block_rows, head_dim));
+    t->prepared = take(area, &used, (size_t)block_rows * KVQ_PREPARED_BYTES);
     return used;
 }
 

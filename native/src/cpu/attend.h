@@ -22,6 +22,7 @@
 enum {
     KVQ_FEW_ROWS = 16,   /* up to so many rows read stored tiles directly */
     KVQ_BLOCK_ROWS = 96, /* about so many rows share an expanded tile */
+    KVQ_PREPARED_BYTES = 2 * KVQ_MAX_HEAD_DIM + 128, /* of what prepare makes of a row */
 };
 
 /* Outputs have rows of head_dim rounded up to this, so that whole vectors can be stored; what is beyond head_dim is
@@ -30,14 +31,9 @@ static inline uint32_t kvq_output_stride(uint32_t head_dim) {
     return (head_dim + 15) / 16 * 16;
 }
 
-/* Of what prepare makes of the rows of one KV head. */
-static inline size_t kvq_prepared_bytes(uint32_t n_rows, uint32_t head_dim) {
-    return (size_t)n_rows * (2 * KVQ_MAX_HEAD_DIM + 128);
-}
-
 typedef struct kvq_key_kernels {
     const kvq_codec *codec;
-    /* q: (n_rows, head_dim) in the codec's basis, n_rows <= KVQ_FEW_ROWS; prepared: kvq_prepared_bytes, 64-byte aligned.
+    /* q: (n_rows, head_dim) in the codec's basis, n_rows <= KVQ_FEW_ROWS; prepared: (n_rows, KVQ_PREPARED_BYTES), 64-byte aligned.
      * Once for all tiles. NULL: score takes q itself. */
     void (*prepare)(const float *q, uint32_t n_rows, uint32_t head_dim, void *prepared);
     /* logits (n_rows, 64) = q . k */
@@ -68,7 +64,7 @@ typedef struct kvq_attend_work {
     const float *q[2];                    /* (n_heads, n_rows, head_dim) in each basis */
     float *max, *sum;                     /* out: (n_heads, n_rows) of the softmax */
     float *o[2];                    /* out: (n_heads, n_rows, stride) weighted values by basis; may be the same array */
-    uint8_t *prepared;              /* scratch: (n_heads) of kvq_prepared_bytes */
+    uint8_t *prepared;              /* scratch: (n_heads, n_rows, KVQ_PREPARED_BYTES) */
     float *lanes;                   /* scratch: (n_heads, n_rows, 16), which add up to sum */
     float *k, *v;                   /* scratch: (head_dim, 64), (64, stride) */
     const kvq_key_kernels *keys[2]; /* by basis */

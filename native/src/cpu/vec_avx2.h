@@ -53,7 +53,7 @@ VEC_INLINE vf32 vf_fma(vf32 a, vf32 b, vf32 c) {
     return _mm256_fmadd_ps(a, b, c);
 }
 VEC_INLINE vf32 vf_abs(vf32 a) {
-    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f),;
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
 }
 VEC_INLINE vf32 vf_max(vf32 a, vf32 b) {
     return _mm256_max_ps(a, b);
@@ -181,6 +181,9 @@ VEC_INLINE vf32 vi_f16_to_f32(vi32 a) {
 }
 VEC_INLINE vi32 vi_lookup16(const uint8_t *bytes, vi32 index) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes)), index);
+}
+VEC_INLINE vf32 vf_pick(const float *x, uint32_t n, vi32 index) {
+    return _mm256_i32gather_ps(x, index, 4);
 }
 VEC_INLINE vi32 vi_gather(const void *table, vi32 index) {
     return _mm256_i32gather_epi32(table, index, 4);

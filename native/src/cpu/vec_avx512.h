@@ -171,6 +171,15 @@ VEC_INLINE vf32 vi_f16_to_f32(vi32 a) {
 VEC_INLINE vi32 vi_lookup16(const uint8_t *bytes, vi32 index) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)bytes)), index);
 }
+VEC_INLINE vf32 vf_pick(const float *x, uint32_t n, vi32 index) {
+    __m512 y = _mm512_setzero_ps();
+    for (uint32_t i = 0; i < n; i += 32) {
+        __m512 high = _mm512_loadu_ps(x + (i + 16 < n ? i + 16 : i));
+        __mmask16 here = _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32((int)i));
+        y = _mm512_mask_mov_ps(y, here, _mm512_permutex2var_ps(_mm512_loadu_ps(x + i), index, high));
+    }
+    return y;
+}
 VEC_INLINE vi32 vi_gather(const void *table, vi32 index) {
     return _mm512_i32gather_epi32(index, table, 4);
 }

@@ -178,6 +178,10 @@ VEC_INLINE vf32 vi_f16_to_f32(vi32 a) {
 VEC_INLINE vi32 vi_lookup16(const uint8_t *bytes, vi32 index) {
     return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(bytes), vreinterpretq_u8_s32(index)));
 }
+VEC_INLINE vf32 vf_pick(const float *x, uint32_t n, vi32 index) {
+    float a[4] = {x[index[0]], x[index[1]], x[index[2]], x[index[3]]};
+    return vld1q_f32(a);
+}
 VEC_INLINE vi32 vi_gather(const void *table, vi32 index) {
     int32_t a[4];
     for (int i = 0; i < 4; i++)

@@ -171,6 +171,9 @@ VEC_INLINE vi32 vi_lookup16(const uint8_t *bytes, vi32 index) {
         a |= (uint32_t)bytes[index >> 8 * i & 15] << 8 * i;
     return (int32_t)a;
 }
+VEC_INLINE vf32 vf_pick(const float *x, uint32_t n, vi32 index) { /* x[index] of n floats, n a multiple of 16 */
+    return x[index];
+}
 VEC_INLINE vi32 vi_gather(const void *table, vi32 index) { /* 4 bytes at table + 4 index */
     return vi_load((const uint8_t *)table + 4 * (size_t)index);
 }

@@ -145,7 +145,7 @@ static void score(state *s, const rows *a) {
     } else if (keys->prepare == NULL) {
         keys->score(a->tile.k, s->head_dim, q, a->n, a->logits);
     } else {
-        const void *prepared = w->prepared + a->tile.head * kvq_prepared_bytes(a->n, s->head_dim);
+        const void *prepared = w->prepared + (size_t)a->tile.head * a->n * KVQ_PREPARED_BYTES;
         keys->score(a->tile.k, s->head_dim, prepared, a->n, a->logits);
     }
     if (a->tile.basis == KVQ_CODED && w->attention->kv->key_bias != NULL)
@@ -224,6 +224,8 @@ static void set_ahead(state *s, uint32_t group_rows) {
     const kvq_attend_work *w = s->w;
     const kvq_kv_layer *kv = w->attention->kv;
     operand next = s->tile + 1 < w->end_tile ? stored_tile(w, s->tile + 1, 0) : (operand){0};
+    if (next.basis == KVQ_PLAIN && w->n_rows <= KVQ_FEW_ROWS) /* the f16 kernels do so themselves */
+        next.k = NULL;
     size_t head_bytes = next.basis == KVQ_CODED ? kv->k_tile_bytes + kv->v_tile_bytes : 2 * kvq_raw_head_halfs(kv);
     uint32_t n_groups = (w->n_rows + group_rows - 1) / group_rows;
     s->ahead = next.k;
@@ -266,7 +268,7 @@ void KVQ_NAME(kvq_attend_run)(const kvq_attend_work *w) {
     bool few = w->n_rows <= KVQ_FEW_ROWS;
     for (uint32_t i = 0; i < w->n_heads && few && w->keys[KVQ_CODED]->prepare != NULL; i++)
         w->keys[KVQ_CODED]->prepare(w->q[KVQ_CODED] + (size_t)i * w->n_rows * s.head_dim, w->n_rows, s.head_dim,
-                                    w->prepared + i * kvq_prepared_bytes(w->n_rows, s.head_dim));
+                                    w->prepared + (size_t)i * w->n_rows * KVQ_PREPARED_BYTES);
     size_t n_rows = (size_t)w->n_heads * w->n_rows;
     memset(w->o[KVQ_PLAIN], 0, n_rows * s.stride * sizeof(float));
     memset(w->o[KVQ_CODED], 0, n_rows * s.stride * sizeof(float));

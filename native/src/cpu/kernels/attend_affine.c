@@ -17,7 +17,7 @@
 #include "kv/kvarn.h"
 #include "kv/tier.h"
 
-enum { MAX_PARTS = KVQ_N_TIERS, MAX_SETS = 2 };
+enum { MAX_PARTS = KVQ_N_TIERS, MAX_SETS = 2, MAX_GROUPS = KVQ_MAX_HEAD_DIM / 32 };
 
 VEC_INLINE float middle_code(const uint32_t bits) {
     return 0.5f * (float)((1u << bits) - 1);
@@ -67,9 +67,8 @@ VEC_INLINE void fold_queries(const affine_keys *k, const float *q, const uint32_
                           .terms = 1,
                           .stride = BYTES_ROW,
                           .weight = middle,
-                          .bytes = f->bytes + set * n_r * BYTES_ROW,
-                          .scale = f->scale[set]};
-        to_bytes(&rows, x, max, sum);
+                          .bytes = f->bytes + set * n_r * BYTES_ROW};
+        to_bytes(&rows, x, BYTES_ROW, max, f->scale[set], sum);
         for (uint32_t r = 0; r < n_r; r++)
             f->zero[set][r] = vf_reduce_add(vf_fma(sum[r], vf_set1(-f->scale[set][r]), zero[r]));
     }
@@ -80,9 +79,9 @@ VEC_INLINE void score_rows(const affine_keys *k, const float *q, const uint32_t 
     folded_queries f;
     fold_queries(k, q, n_r, &f);
     for (uint32_t piece = 0; piece < N_PIECES; piece++) {
-        key_sums s;
+        dot_sums s;
         uint32_t first = 0; /* channel */
-        key_start(&s, n_r);
+        start_sums(&s, n_r);
 #pragma GCC unroll 3
         for (uint32_t i = 0; i < k->n_parts; i++) {
             key_bytes y = {f.bytes + first, k->n_sets, 1};
@@ -105,9 +104,11 @@ VEC_INLINE void score_rows(const affine_keys *k, const float *q, const uint32_t 
 VEC_INLINE void score_affine(const affine_keys *k, const float *q, uint32_t n_rows, float *logits) {
     _Alignas(64) float ordered[KVQ_FEW_ROWS * KVQ_MAX_HEAD_DIM];
     if (k->order != NULL) {
-        for (uint32_t r = 0; r < n_rows; r++)
-            for (uint32_t d = 0; d < k->head_dim; d++)
-                ordered[r * k->head_dim + d] = q[r * k->head_dim + k->order[d]];
+        for (uint32_t d = 0; d < k->head_dim; d += VF) {
+            vi32 channels = vi_load_u8(k->order + d);
+            for (uint32_t r = 0; r < n_rows; r++)
+                vf_store(ordered + r * k->head_dim + d, vf_pick(q + r * k->head_dim, k->head_dim, channels));
+        }
         q = ordered;
     }
     FOR_ROWS(n_rows, score_rows(k, q + row * k->head_dim, n_r, logits + row * KVQ_TILE));
@@ -179,34 +180,31 @@ VEC_INLINE void fold_probs(const affine_values *v, uint32_t group, const float *
             zero[r] = vf_fma(pr, at_middle, zero[r]);
         }
     }
-    byte_rows rows = {
-        .n = KVQ_TILE, .n_r = n_r, .terms = 1, .stride = KVQ_TILE, .offset = dither, .bytes = f->bytes, .scale = f->scale};
-    to_bytes(&rows, x, max, sum);
+    byte_rows rows = {.n = KVQ_TILE, .n_r = n_r, .terms = 1, .stride = KVQ_TILE, .offset = dither, .bytes = f->bytes};
+    to_bytes(&rows, x, KVQ_TILE, max, f->scale, sum);
     for (uint32_t r = 0; r < n_r; r++)
         f->zero[r] = vf_reduce_add(vf_fma(sum[r], vf_set1(-middle * f->scale[r]), zero[r]));
 }
 
 /* o: (n_r, stride) */
 VEC_INLINE void mix_rows(const affine_values *v, const float *p, const uint32_t n_r, float *o) {
-    for (uint32_t first = 0; first < v->head_dim; first += v->group) {
-        uint32_t end = first + v->group < v->head_dim ? first + v->group : v->head_dim;
-        folded_probs f;
-        fold_probs(v, first / v->group, p, n_r, &f);
-        for (uint32_t piece = 0; piece < N_PIECES; piece++)
-            for (uint32_t channel = first; channel < end; channel += 16) {
-                value_sums s;
-                for (uint32_t r = 0; r < n_r; r++)
-                    s.at[0][r] = vi_set1(0);
-                value_dots(&s, &v->codes, piece, channel / 16, f.bytes, n_r);
-                vf32 factor = v->factor != NULL ? vf_load_f16(v->factor + channel + VF * piece) : vf_set1(1.0f);
+    folded_probs groups[MAX_GROUPS]; /* all before any dot product: a core works on several at once */
+    for (uint32_t first = 0; first < v->head_dim; first += v->group)
+        fold_probs(v, first / v->group, p, n_r, &groups[first / v->group]);
+    for (uint32_t piece = 0; piece < N_PIECES; piece++)
+        for (uint32_t channel = 0; channel < v->head_dim; channel += 16) {
+            const folded_probs *f = &groups[channel / v->group];
+            dot_sums s;
+            start_sums(&s, n_r);
+            value_dots(&s, &v->codes, piece, channel / 16, f->bytes, n_r);
+            vf32 factor = v->factor != NULL ? vf_load_f16(v->factor + channel + VF * piece) : vf_set1(1.0f);
 #pragma GCC unroll 4
-                for (uint32_t r = 0; r < n_r; r++) {
-                    float *out = o + r * kvq_output_stride(v->head_dim) + channel + VF * piece;
-                    vf32 y = vf_fma(vi_to_f32(s.at[0][r]), vf_set1(f.scale[r]), vf_set1(f.zero[r]));
-                    vf_store(out, v->factor != NULL ? vf_fma(y, factor, vf_load(out)) : vf_add(y, vf_load(out)));
-                }
+            for (uint32_t r = 0; r < n_r; r++) {
+                float *out = o + r * kvq_output_stride(v->head_dim) + channel + VF * piece;
+                vf32 y = vf_fma(value_sum(1, &s, r), vf_set1(f->scale[r]), vf_set1(f->zero[r]));
+                vf_store(out, v->factor != NULL ? vf_fma(y, factor, vf_load(out)) : vf_add(y, vf_load(out)));
             }
-    }
+        }
 }
 
 VEC_INLINE void mix_affine(const affine_values *v, const float *p, uint32_t n_rows, float *o) {

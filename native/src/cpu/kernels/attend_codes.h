@@ -66,21 +66,20 @@ static const float dither[KVQ_TILE] = {
 typedef struct byte_rows {
     uint32_t n;          /* a multiple of 16 */
     uint32_t n_r, terms; /* rows, bytes for a float */
-    uint32_t stride;     /* of floats, and of bytes */
+    uint32_t stride;     /* of bytes */
     const float *offset; /* (n) to add before rounding, or NULL */
     const float *weight; /* (n) of the integers in `sum`, or NULL: 1 */
     int8_t *bytes;       /* (n_r, terms, stride) */
-    float *scale;        /* (n_r) */
 } byte_rows;
 
-/* x: (n_r, stride); max: lanes whose maximum is that of |x|, by row; sum: lanes whose sum is that of the integers, by row */
-VEC_INLINE void to_bytes(const byte_rows *b, const float *x, const vf32 *max, vf32 *sum) {
+/* x: (n_r, x_stride). By row, max: lanes whose maximum is that of |x|; scale; sum: lanes whose sum is that of the integers. */
+VEC_INLINE void to_bytes(const byte_rows *b, const float *x, uint32_t x_stride, const vf32 *max, float *scale, vf32 *sum) {
     const float top = b->terms == 2 ? 127 * TERM : 127;
     vf32 inverse[ROWS];
 #pragma GCC unroll 4
     for (uint32_t r = 0; r < b->n_r; r++) {
         float largest = vf_reduce_max(max[r]);
-        b->scale[r] = largest * (1.0f / top);
+        scale[r] = largest * (1.0f / top);
         inverse[r] = vf_set1(largest > 1e-30f ? top / largest : 0.0f);
         sum[r] = vf_zero();
     }
@@ -88,7 +87,7 @@ VEC_INLINE void to_bytes(const byte_rows *b, const float *x, const vf32 *max, vf
 #pragma GCC unroll 4
         for (uint32_t r = 0; r < b->n_r; r++) {
             int8_t *at = b->bytes + r * b->terms * b->stride + i;
-            vf32 y = vf_load(x + r * b->stride + i);
+            vf32 y = vf_load(x + r * x_stride + i);
             vi32 z = vi_from_f32(b->offset ? vf_fma(y, inverse[r], vf_load(b->offset + i)) : vf_mul(y, inverse[r]));
             vf32 zf = vi_to_f32(z);
             sum[r] = b->weight ? vf_fma(zf, vf_load(b->weight + i), sum[r]) : vf_add(zf, sum[r]);
@@ -170,10 +169,17 @@ VEC_INLINE vi32 dot(const uint32_t bits, vi32 acc, vi32 x, vi32 y) {
 
 enum { WIDE_BIAS = VI_WIDE_OFFSET };
 
-/* The sums of K: [term][row][16 tokens] */
-typedef struct key_sums {
+/* Sums of dot products: [term][row][4]. K: of 16 tokens each; V: four whose sum is wanted, so that chains of additions do not
+ * wait for each other. */
+typedef struct dot_sums {
     vi32 at[2][ROWS][4];
-} key_sums;
+} dot_sums;
+
+VEC_INLINE void start_sums(dot_sums *s, const uint32_t n_r) {
+    for (uint32_t r = 0; r < n_r; r++)
+        for (uint32_t i = 0; i < 4; i++)
+            s->at[0][r][i] = s->at[1][r][i] = vi_set1(0);
+}
 
 /* Queries as bytes: (n_sets, n_r, terms, BYTES_ROW). With two sets the first is for tokens 0 .. 31, the second for the
  * rest. */
@@ -182,15 +188,9 @@ typedef struct key_bytes {
     uint32_t n_sets, terms;
 } key_bytes;
 
-VEC_INLINE void key_start(key_sums *s, const uint32_t n_r) {
-    for (uint32_t r = 0; r < n_r; r++)
-        for (uint32_t g = 0; g < 4; g++)
-            s->at[0][r][g] = s->at[1][r][g] = vi_set1(0);
-}
-
 /* s += codes . queries over the codes' words first .. end - 1 of 4 channels each; q: the first row, at the codes' first
  * channel */
-VEC_INLINE void key_dots(key_sums *s, const packed *c, uint32_t piece, uint32_t first, uint32_t end, const key_bytes *q,
+VEC_INLINE void key_dots(dot_sums *s, const packed *c, uint32_t piece, uint32_t first, uint32_t end, const key_bytes *q,
                          const uint32_t n_r) {
     const uint32_t step = c->bits % 2 ? 2 : 1;
 #pragma GCC unroll 4
@@ -217,13 +217,8 @@ VEC_INLINE vf32 terms_to_f32(const uint32_t terms, vi32 first, vi32 second) {
     return vi_to_f32(terms == 2 ? vi_add(vi_shl(first, 7), second) : first);
 }
 
-/* Probabilities as bytes: (n_rows, terms, 64) */
-typedef struct value_sums {
-    vi32 at[2][ROWS];
-} value_sums;
-
-/* s += probabilities . codes of the 16 channels of block `channels` */
-VEC_INLINE void value_dots(value_sums *s, const packed *c, uint32_t piece, uint32_t channels, const int8_t *p,
+/* s += probabilities (n_r, terms, 64) . codes of the 16 channels of block `channels` */
+VEC_INLINE void value_dots(dot_sums *s, const packed *c, uint32_t piece, uint32_t channels, const int8_t *p,
                            const uint32_t n_r) {
     const uint32_t terms = n_terms(c->bits);
 #pragma GCC unroll 4
@@ -235,10 +230,18 @@ VEC_INLINE void value_dots(value_sums *s, const packed *c, uint32_t piece, uint3
 #pragma GCC unroll 4
             for (uint32_t r = 0; r < n_r; r++)
 #pragma GCC unroll 2
-                for (uint32_t term = 0; term < terms; term++)
-                    s->at[term][r] =
-                        dot(c->bits, s->at[term][r], x[f], vi_load1(p + (r * terms + term) * KVQ_TILE + 16 * j + 4 * f));
+                for (uint32_t term = 0; term < terms; term++) {
+                    vi32 y = vi_load1(p + (r * terms + term) * KVQ_TILE + 16 * j + 4 * f);
+                    s->at[term][r][f] = dot(c->bits, s->at[term][r][f], x[f], y);
+                }
     }
+}
+
+VEC_INLINE vf32 value_sum(const uint32_t terms, const dot_sums *s, uint32_t r) {
+    vi32 sums[2];
+    for (uint32_t term = 0; term < terms; term++)
+        sums[term] = vi_add(vi_add(s->at[term][r][0], s->at[term][r][1]), vi_add(s->at[term][r][2], s->at[term][r][3]));
+    return terms_to_f32(terms, sums[0], sums[terms - 1]);
 }
 
 #endif

@@ -19,7 +19,8 @@ static void score(const void *tile, uint32_t head_dim, const void *prepared, uin
                  .a_stride = head_dim,
                  .b_stride = KVQ_TILE,
                  .c_stride = KVQ_TILE,
-                 .n_k = head_dim};
+                 .n_k = head_dim,
+                 .ahead = 2 * KVQ_TILE * head_dim};
     product_all(&p, n_rows, KVQ_TILE, true);
 }
 
@@ -32,6 +33,7 @@ static void mix(const void *tile, uint32_t head_dim, uint32_t n_tokens, const fl
                  .b_stride = head_dim,
                  .c_stride = stride,
                  .n_k = n_tokens,
+                 .ahead = 2 * KVQ_TILE * head_dim,
                  .add = true};
     product_all(&p, n_rows, n_whole, true);
     const uint16_t *v = tile;

@@ -50,30 +50,40 @@ VEC_INLINE int8_t *prepared_bytes(const void *prepared, uint32_t n_rows) { /* (n
     return (int8_t *)((prepared_row *)prepared + n_rows);
 }
 
-/* q: (n_rows, n), for codes of these bits, bias and block */
+/* Rows row .. row + n_r - 1 of q (n_rows, n), for codes of these bits, bias and block */
+VEC_INLINE void prepare_rows(const float *q, uint32_t n_rows, uint32_t n, const uint32_t bits, const int32_t bias,
+                             const uint32_t block, uint32_t row, const uint32_t n_r, void *prepared) {
+    byte_rows y = {.n = n,
+                   .n_r = n_r,
+                   .terms = n_terms(bits),
+                   .stride = BYTES_ROW,
+                   .bytes = prepared_bytes(prepared, n_rows) + row * n_terms(bits) * BYTES_ROW};
+    prepared_row *rows = (prepared_row *)prepared + row;
+    float scale[ROWS];
+    vf32 max[ROWS], all[ROWS], sum[ROWS];
+    q += row * n;
+    for (uint32_t r = 0; r < n_r; r++)
+        max[r] = all[r] = vf_zero();
+    for (uint32_t d = 0; d < n; d += VF)
+#pragma GCC unroll 4
+        for (uint32_t r = 0; r < n_r; r++) {
+            max[r] = vf_max(vf_abs(vf_load(q + r * n + d)), max[r]);
+            all[r] = vf_add(vf_load(q + r * n + d), all[r]);
+        }
+    to_bytes(&y, q, n, max, scale, sum);
+    for (uint32_t r = 0; r < n_r; r++) {
+        const int8_t *at = y.bytes + r * y.terms * BYTES_ROW;
+        rows[r].scale = isnan(vf_reduce_add(all[r])) ? NAN : scale[r]; /* the maximum passes over NaN */
+        rows[r].start[0] = -dot_bias(bits, bias) * (int32_t)vf_reduce_add(sum[r]);
+        for (uint32_t d = 0; d < n && block < n; d++)
+            rows[r].start[d / block] = (d % block ? rows[r].start[d / block] : 0) -
+                                       dot_bias(bits, bias) * (y.terms == 2 ? TERM * at[d] + at[BYTES_ROW + d] : at[d]);
+    }
+}
+
 VEC_INLINE void prepare_queries(const float *q, uint32_t n_rows, uint32_t n, const uint32_t bits, const int32_t bias,
                                 const uint32_t block, void *prepared) {
-    const uint32_t terms = n_terms(bits);
-    prepared_row *rows = prepared;
-    for (uint32_t r = 0; r < n_rows; r++, q += n) {
-        int8_t *bytes = prepared_bytes(prepared, n_rows) + r * terms * BYTES_ROW;
-        vf32 max = vf_zero(), all = vf_zero(), sum;
-        for (uint32_t d = 0; d < n; d += VF) {
-            max = vf_max(vf_abs(vf_load(q + d)), max);
-            all = vf_add(all, vf_load(q + d));
-        }
-        byte_rows row = {.n = n, .n_r = 1, .terms = terms, .stride = BYTES_ROW, .bytes = bytes, .scale = &rows[r].scale};
-        to_bytes(&row, q, &max, &sum);
-        if (isnan(vf_reduce_add(all))) /* the maximum passes over NaN */
-            rows[r].scale = NAN;
-        if (n <= block) {
-            rows[r].start[0] = -dot_bias(bits, bias) * (int32_t)vf_reduce_add(sum);
-            continue;
-        }
-        memset(rows[r].start, 0, sizeof rows[r].start);
-        for (uint32_t d = 0; d < n; d++)
-            rows[r].start[d / block] -= dot_bias(bits, bias) * (terms == 2 ? TERM * bytes[d] + bytes[BYTES_ROW + d] : bytes[d]);
-    }
+    FOR_ROWS(n_rows, prepare_rows(q, n_rows, n, bits, bias, block, row, n_r, prepared));
 }
 
 VEC_INLINE void score_scaled_rows(const scaled_codes *k, const void *prepared, uint32_t n_rows, uint32_t row,
@@ -89,8 +99,8 @@ VEC_INLINE void score_scaled_rows(const scaled_codes *k, const void *prepared, u
                 sums[r][g] = vf_zero();
         for (uint32_t b = 0; b < n_blocks(k); b++) {
             uint32_t end = (b + 1) * k->block < k->codes.n ? (b + 1) * k->block : k->codes.n;
-            key_sums s;
-            key_start(&s, n_r);
+            dot_sums s;
+            start_sums(&s, n_r);
 #pragma GCC unroll 4
             for (uint32_t r = 0; r < n_r; r++)
                 for (uint32_t g = 0; g < 4; g++)
@@ -171,9 +181,8 @@ VEC_INLINE void scale_probs(const scaled_codes *v, uint32_t block, const float *
                       .terms = n_terms(v->codes.bits),
                       .stride = KVQ_TILE,
                       .offset = dither,
-                      .bytes = s->bytes,
-                      .scale = s->scale};
-    to_bytes(&rows, x, max, sum);
+                      .bytes = s->bytes};
+    to_bytes(&rows, x, KVQ_TILE, max, s->scale, sum);
     for (uint32_t r = 0; r < n_r; r++) {
         s->scale[r] *= v->unit;
         s->start[r] = -dot_bias(v->codes.bits, v->bias) * (int32_t)vf_reduce_add(sum[r]);
@@ -183,26 +192,23 @@ VEC_INLINE void scale_probs(const scaled_codes *v, uint32_t block, const float *
 /* o (n_r, n) += p (n_r, 64) . v */
 VEC_INLINE void mix_scaled_rows(const scaled_codes *v, const float *p, const uint32_t n_r, float *o) {
     const uint32_t terms = n_terms(v->codes.bits);
-    for (uint32_t b = 0; b < n_blocks(v); b++) {
-        uint32_t end = (b + 1) * v->block < v->codes.n ? (b + 1) * v->block : v->codes.n;
-        scaled_probs scaled;
-        scale_probs(v, b, p, n_r, &scaled);
-        for (uint32_t piece = 0; piece < N_PIECES; piece++)
-            for (uint32_t channel = b * v->block; channel < end; channel += 16) {
-                value_sums s;
-                for (uint32_t r = 0; r < n_r; r++) {
-                    s.at[0][r] = vi_set1(0);
-                    s.at[terms - 1][r] = vi_set1(scaled.start[r]);
-                }
-                value_dots(&s, &v->codes, piece, channel / 16, scaled.bytes, n_r);
+    scaled_probs blocks[MAX_BLOCKS]; /* all before any dot product: a core works on several at once */
+    for (uint32_t b = 0; b < n_blocks(v); b++)
+        scale_probs(v, b, p, n_r, &blocks[b]);
+    for (uint32_t piece = 0; piece < N_PIECES; piece++)
+        for (uint32_t channel = 0; channel < v->codes.n; channel += 16) {
+            const scaled_probs *scaled = &blocks[channel / v->block];
+            dot_sums s;
+            start_sums(&s, n_r);
+            for (uint32_t r = 0; r < n_r; r++)
+                s.at[terms - 1][r][0] = vi_set1(scaled->start[r]);
+            value_dots(&s, &v->codes, piece, channel / 16, scaled->bytes, n_r);
 #pragma GCC unroll 4
-                for (uint32_t r = 0; r < n_r; r++) {
-                    float *out = o + r * kvq_output_stride(v->codes.n) + channel + VF * piece;
-                    vf32 y = terms_to_f32(terms, s.at[0][r], s.at[1][r]);
-                    vf_store(out, vf_fma(y, vf_set1(scaled.scale[r]), vf_load(out)));
-                }
+            for (uint32_t r = 0; r < n_r; r++) {
+                float *out = o + r * kvq_output_stride(v->codes.n) + channel + VF * piece;
+                vf_store(out, vf_fma(value_sum(terms, &s, r), vf_set1(scaled->scale[r]), vf_load(out)));
             }
-    }
+        }
 }
 
 VEC_INLINE void mix_scaled(const scaled_codes *v, const float *p, uint32_t n_rows, float *o) {

@@ -24,6 +24,7 @@ typedef struct product {
     float *c;
     size_t a_stride, b_stride, c_stride;
     uint32_t n_k;
+    uint32_t ahead; /* half floats: what lies so far behind b is needed next */
     bool add;
 } product;
 
@@ -41,6 +42,9 @@ VEC_INLINE void product_block(const product *p, uint32_t row, uint32_t col, cons
             sums[r][v] = p->add ? vf_load(c + r * p->c_stride + v * VF) : vf_zero();
     for (uint32_t k = 0; k < p->n_k; k++) {
         vf32 b[NV];
+        if (half && row == 0)
+            for (uint32_t i = 0; i < n_v * VF; i += 32)
+                __builtin_prefetch(b_half + k * p->b_stride + i + p->ahead);
 #pragma GCC unroll 8
         for (uint32_t v = 0; v < n_v; v++)
             b[v] = half ? vf_load_f16(b_half + k * p->b_stride + v * VF) : vf_load(b_float + k * p->b_stride + v * VF);

@@ -20,26 +20,21 @@ static void channel_factors(uint32_t n, float *factor) {
     }
 }
 
-VEC_INLINE void multiply(float *x, const float *factor, uint32_t n) {
-    for (uint32_t d = 0; d < n; d += VF)
-        vf_store(x + d, vf_mul(vf_load(x + d), vf_load(factor + d)));
+/* Hadamard matrices, without their factor, of the blocks within a vector */
+VEC_INLINE vf32 hadamard_lanes(vf32 y) {
+    static const float signs[4][16] = {/* -1 where bit i of the lane's number is set */
+                                       {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1},
+                                       {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1},
+                                       {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1},
+                                       {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1}};
+#pragma GCC unroll 4
+    for (uint32_t i = 0; 1u << i < VF; i++)
+        y = vf_fma(y, vf_load(signs[i]), vf_swap(y, 1 << i));
+    return y;
 }
 
-/* x (n) times the Hadamard matrices of its blocks, without their factor */
-static void hadamard(float *x, uint32_t n) {
-    static const float all_signs[4][16] = {/* -1 where bit i of the lane's number is set */
-                                           {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1},
-                                           {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1},
-                                           {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1},
-                                           {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1}};
-    uint32_t block = kvq_rotate_block(n);
-    for (uint32_t d = 0; d < n; d += VF) {
-        vf32 y = vf_load(x + d);
-#pragma GCC unroll 4
-        for (uint32_t i = 0; 1u << i < VF; i++)
-            y = vf_fma(y, vf_load(all_signs[i]), vf_swap(y, 1 << i));
-        vf_store(x + d, y);
-    }
+/* and of those across vectors; x: (n) */
+VEC_INLINE void hadamard_vectors(float *x, uint32_t n, uint32_t block) {
     for (uint32_t half = VF; half < block; half *= 2)
         for (uint32_t start = 0; start < n; start += 2 * half)
             for (uint32_t d = start; d < start + half; d += VF) {
@@ -51,18 +46,22 @@ static void hadamard(float *x, uint32_t n) {
 
 void KVQ_NAME(kvq_attend_rotate)(float *x, uint32_t n_rows, uint32_t n) {
     _Alignas(64) float factor[KVQ_MAX_HEAD_DIM];
+    uint32_t block = kvq_rotate_block(n);
     channel_factors(n, factor);
     for (uint32_t r = 0; r < n_rows; r++, x += n) {
-        multiply(x, factor, n);
-        hadamard(x, n);
+        for (uint32_t d = 0; d < n; d += VF)
+            vf_store(x + d, hadamard_lanes(vf_mul(vf_load(x + d), vf_load(factor + d))));
+        hadamard_vectors(x, n, block);
     }
 }
 
 void KVQ_NAME(kvq_attend_rotate_back)(float *x, uint32_t n_rows, uint32_t n) {
     _Alignas(64) float factor[KVQ_MAX_HEAD_DIM];
+    uint32_t block = kvq_rotate_block(n);
     channel_factors(n, factor);
     for (uint32_t r = 0; r < n_rows; r++, x += n) {
-        hadamard(x, n);
-        multiply(x, factor, n);
+        hadamard_vectors(x, n, block);
+        for (uint32_t d = 0; d < n; d += VF)
+            vf_store(x + d, vf_mul(hadamard_lanes(vf_load(x + d)), vf_load(factor + d)));
     }
 }

@@ -10,7 +10,7 @@
 #include "kv/rotate.h"
 #include "kv/turbo.h"
 
-/* A tile's two sets. Known when a kernel is compiled: their bits. */
+/* A tile's two sets. Known when a kernel is compiled: their bits, so loops over them are unrolled. */
 typedef struct split_tile {
     uint32_t head_dim;
     scaled_codes sets[2];
@@ -68,10 +68,11 @@ void KVQ_NAME(kvq_attend_rotate_back)(float *x, uint32_t n_rows, uint32_t n);
 
 VEC_INLINE void score_split(const split_tile *s, const float *q, const uint32_t bits, uint32_t n_rows, float *logits) {
     _Alignas(64) set_rows rows[2];
-    _Alignas(64) uint8_t prepared[KVQ_FEW_ROWS * (2 * KVQ_MAX_HEAD_DIM + 128)];
+    _Alignas(64) uint8_t prepared[KVQ_FEW_ROWS * KVQ_PREPARED_BYTES];
     uint32_t n[2] = {s->sets[0].codes.n, s->sets[1].codes.n};
     for (uint32_t r = 0; r < n_rows; r++)
         split_row(q + r * s->head_dim, s->mask, s->head_dim, rows[0] + r * n[0], rows[1] + r * n[1]);
+#pragma GCC unroll 2
     for (uint32_t i = 0; i < 2; i++) {
         KVQ_NAME(kvq_attend_rotate)(rows[i], n_rows, n[i]);
         prepare_queries(rows[i], n_rows, n[i], bits + 1 - i, turbo_bias(bits + 1 - i), KVQ_MAX_HEAD_DIM, prepared);
@@ -82,6 +83,7 @@ VEC_INLINE void score_split(const split_tile *s, const float *q, const uint32_t 
 VEC_INLINE void mix_split(const split_tile *s, const float *p, uint32_t n_rows, float *o) {
     _Alignas(64) set_rows rows[2];
     uint32_t n[2] = {s->sets[0].codes.n, s->sets[1].codes.n};
+#pragma GCC unroll 2
     for (uint32_t i = 0; i < 2; i++) {
         memset(rows[i], 0, n_rows * n[i] * sizeof(float));
         mix_scaled(&s->sets[i], p, n_rows, rows[i]);
@@ -115,6 +117,7 @@ VEC_INLINE void expand_split_keys(const split_tile *s, float *k) {
     _Alignas(64) float x[KVQ_MAX_HEAD_DIM * KVQ_TILE];
     uint8_t channels[KVQ_MAX_HEAD_DIM], *channel = channels;
     kvq_turbo_channels(s->mask, s->head_dim, channels);
+#pragma GCC unroll 2
     for (uint32_t i = 0; i < 2; channel += s->sets[i++].codes.n) {
         expand_scaled_keys(&s->sets[i], x);
         rotate_back_rows(x, s->sets[i].codes.n);
@@ -126,6 +129,7 @@ VEC_INLINE void expand_split_keys(const split_tile *s, float *k) {
 VEC_INLINE void expand_split_values(const split_tile *s, float *v) {
     _Alignas(64) float rows[2][KVQ_TILE * (KVQ_MAX_HEAD_DIM / 2 + 16) + VF];
     uint32_t n[2] = {s->sets[0].codes.n, s->sets[1].codes.n};
+#pragma GCC unroll 2
     for (uint32_t i = 0; i < 2; i++) {
         expand_scaled_values(&s->sets[i], rows[i]);
         KVQ_NAME(kvq_attend_rotate_back)(rows[i], KVQ_TILE, n[i]);
