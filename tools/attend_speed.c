@@ -1,11 +1,12 @@
 /*
  * Speed of the CPU's decode attention, kernel by kernel: one query token over encoded tiles.
  *
- *   cc -O2 -Inative/include -Inative/src tools/attend_speed.c build/libkvq_core.a -lm -ldl -pthread -o attend_speed
- *   ./attend_speed [-t THREADS] [-d HEAD_DIM] [-g QUERY_HEADS_PER_KV_HEAD] [-i ISA] TYPE...
+ *   cc -O2 -D_GNU_SOURCE -Inative/include -Inative/src tools/attend_speed.c build/libkvq_core.a -lm -ldl -pthread -o
+ * attend_speed
+ *   ./attend_speed [-c] [-t THREADS] [-d HEAD_DIM] [-g QUERY_HEADS_PER_KV_HEAD] [-i ISA] TYPE...
  *
  * Per tile of one KV head: nanoseconds from memory (a cache larger than any L3) and from L2 (a page table that names the
- * same pages again and again), instructions (counted by single steps), and from these the fractions of the memory
+ * same pages again and again), with -c instructions (counted by single steps), and from these the fractions of the memory
  * bandwidth (that of plain reads, measured first) and the instructions per cycle.
  */
 #include "base/memory.h"
@@ -55,18 +56,12 @@ static double cycles_per_second(void) { /* by a chain of additions, one a cycle 
     return 4e7 / best;
 }
 
-static void read_part(void *context, uint32_t thread, uint32_t n_threads) {
+static void read_part(void *context, uint32_t thread, uint32_t n_threads) { /* one word of each line */
     const bench *b = context;
     size_t part = CACHE_BYTES / n_threads;
-    typedef uint64_t vector __attribute__((vector_size(32)));
-    const vector *at = (const vector *)(b->cache + thread * part), *end = at + part / sizeof *at;
-    vector sum = {0};
-    for (; at < end; at += 4) {
-        __builtin_prefetch((const char *)at + 4096);
-        __builtin_prefetch((const char *)at + 4160);
-        sum += at[0] + at[1] + at[2] + at[3];
-    }
-    __asm__ volatile("" : : "m"(sum));
+    const volatile uint8_t *at = b->cache + thread * part;
+    for (size_t i = 0; i < part; i += 64)
+        (void)at[i];
 }
 
 static double bandwidth(bench *b) {

@@ -2,8 +2,8 @@
 
 Few rows take the integer kernels. Beside 8-bit codes, queries and weighted probabilities become integers of 14 bits,
 beside shorter codes of 7: off by at most 1/254 of the largest of a row, probabilities after dithering by twice that but
-right on average. Such errors are independent; on this data they make 1% of an output's size, a tenth of what codes of 4
-bits themselves lose. The turbo types also round their centroids to 7 bits: their logits are off by up to 1% of their size.
+right on average. Such errors are independent; on this data they make about 1% of an output's size, up to 4% where few
+channels carry a logit. The turbo types also round their centroids to 7 bits: their logits are off by up to 1%.
 Many rows take the expanded tiles and plain float32.
 """
 
@@ -92,15 +92,16 @@ def relative_error(q, k, v, kv_k, kv_v, *, sink=0, tail=0, n_threads=1, **option
     return np.sqrt(np.mean((o - want) ** 2) / np.mean(size**2))
 
 
-def bound(kv_k, kv_v, n_rows):
-    exact = 1e-5 if n_rows > 16 else 2e-3 if kv_k in WIDE and kv_v in WIDE else 2.5e-2
-    return max(exact, 3e-2 if kv_k in TURBO else 0, 1e-2 if kv_v in TURBO else 0)
+def bound(kv_k, kv_v, n_q, n_rows):
+    if n_q > 16 and n_rows > 16:  # expanded tiles
+        return max(1e-5, 3e-2 if kv_k in TURBO else 0, 1e-2 if kv_v in TURBO else 0)
+    return 2e-3 if kv_k in WIDE and kv_v in WIDE else 5e-2
 
 
 def assert_close(q, k, v, kv_k, kv_v, **options):
     n_rows = q.shape[0] * q.shape[1] // k.shape[1]
     error = relative_error(q, k, v, kv_k, kv_v, **options)
-    assert error <= bound(kv_k, kv_v, n_rows), (error, n_rows)
+    assert error <= bound(kv_k, kv_v, q.shape[0], n_rows), (error, n_rows)
 
 
 @pytest.mark.parametrize("kv_v", TYPES)
@@ -154,7 +155,9 @@ def test_few_and_many_rows_agree(isa, name):
     together = attend(q, k, v, name, name)[-1:]
     alone = attend(q[-1:].copy(), k, v, name, name)
     size = reference(q[-1:], k, v)[1]
-    assert np.sqrt(np.mean((together - alone) ** 2) / np.mean(size**2)) <= (1e-5 if name == "f16" else 1e-3 if name in WIDE else 2.5e-2)
+    assert np.sqrt(np.mean((together - alone) ** 2) / np.mean(size**2)) <= (
+        1e-5 if name == "f16" else 1e-3 if name in WIDE else 2.5e-2
+    )
 
 
 @functools.cache

@@ -17,9 +17,9 @@
 #include <string.h>
 
 enum {
-    TILE_COST_ROWS = 8,  /* reading one head of a tile costs as much as working on so many rows */
-    PIECE_MIN_COST = 512,/* in such rows */
-    PARTIAL_ROWS = 64,   /* per piece wanted, on average */
+    TILE_COST_ROWS = 8,   /* reading one head of a tile costs as much as working on so many rows */
+    PIECE_MIN_COST = 512, /* in such rows */
+    PARTIAL_ROWS = 64,    /* per piece wanted, on average */
 };
 
 typedef struct block { /* some tokens of a span */

@@ -20,8 +20,8 @@
 #include "base/threads.h"
 
 enum {
-    KVQ_FEW_ROWS = 16,   /* up to so many rows read stored tiles directly */
-    KVQ_BLOCK_ROWS = 96, /* about so many rows share an expanded tile */
+    KVQ_FEW_ROWS = 16,                               /* up to so many rows read stored tiles directly */
+    KVQ_BLOCK_ROWS = 96,                             /* about so many rows share an expanded tile */
     KVQ_PREPARED_BYTES = 2 * KVQ_MAX_HEAD_DIM + 128, /* of what prepare makes of a row */
 };
 
@@ -33,8 +33,8 @@ static inline uint32_t kvq_output_stride(uint32_t head_dim) {
 
 typedef struct kvq_key_kernels {
     const kvq_codec *codec;
-    /* q: (n_rows, head_dim) in the codec's basis, n_rows <= KVQ_FEW_ROWS; prepared: (n_rows, KVQ_PREPARED_BYTES), 64-byte aligned.
-     * Once for all tiles. NULL: score takes q itself. */
+    /* q: (n_rows, head_dim) in the codec's basis, n_rows <= KVQ_FEW_ROWS; prepared: (n_rows, KVQ_PREPARED_BYTES), 64-byte
+     * aligned. Once for all tiles. NULL: score takes q itself. */
     void (*prepare)(const float *q, uint32_t n_rows, uint32_t head_dim, void *prepared);
     /* logits (n_rows, 64) = q . k */
     void (*score)(const void *tile, uint32_t head_dim, const void *prepared, uint32_t n_rows, float *logits);

@@ -1,10 +1,11 @@
 /*
  * Attention of one unit of work: tile after tile, logits, softmax against the running maximum, weighted values.
  *
- * With few rows the codec's kernels read the stored tiles, all heads of a page in the order they lie in memory, and memory
- * is the limit. With many rows each tile is expanded to floats once, 8 head_dim x 64 bytes in cache, and all rows pass over
- * it in groups: 2 x 64 head_dim fused multiply-adds per row, about 20 instructions per vector of logits for the softmax.
- * Measured on one Zen 5 core, 512 queries at depth 8192: 79% of the fused multiply-add peak with head_dim 64, 82% with 128.
+ * With few rows the codec's kernels read the stored tiles: the logits of all heads of a page, their probabilities, their
+ * values, so that a core has independent work in every phase, while the next page of the table comes in. With many rows
+ * each tile is expanded to floats once, 8 head_dim x 64 bytes in cache, and all rows pass over it in groups: 2 x 64
+ * head_dim fused multiply-adds per row, about 20 instructions per vector of logits for the softmax. Measured on one Zen 5
+ * core, 512 queries at depth 8192: 79% of the fused multiply-add peak with head_dim 64, 82% with 128.
  */
 #include "cpu/attend.h"
 #include "cpu/isa.h"
@@ -198,7 +199,8 @@ static void attend_rows(state *s, const operand *tiles, uint32_t n_heads, uint32
             return;
     }
     for (uint32_t i = 0; i < n_heads; i++) {
-        a[i] = (rows){tiles[i], first, n, expanded, (size_t)tiles[i].head * s->w->n_rows + first, logits + i * n * KVQ_TILE};
+        a[i] = (rows){
+            tiles[i], first, n, expanded, (size_t)tiles[i].head * s->w->n_rows + first, logits + i * n * KVQ_TILE};
         score(s, &a[i]);
     }
     for (uint32_t i = 0; i < n_heads; i++)

@@ -4,7 +4,7 @@
  * A tile's mask says which channels are wide, and each set has its own rotation, so the rotations cannot be done once for
  * all tiles: per tile, each query is split by the mask and rotated before its scores, and the weighted values are rotated
  * back and merged by the mask. At head_dim 64 that is about 100 instructions per row and side with AVX-512, as many as the
- * dot products.
+ * dot products. Measured as in attend_codes.h: turbo3.5 523 ns from memory (19% of the bandwidth), turbo2.5 491 (16%).
  */
 #include "cpu/kernels/attend_levels.h"
 #include "kv/rotate.h"
