@@ -55,7 +55,7 @@ def _groups(rows: Sequence[Row], name: Callable[[Row], Any]) -> dict[Any, list[R
 
 
 def _axes(
-    names: Sequence[str], *, columns: int = 3, width: float = 6.0, height: float = 4.5
+    names: Sequence[str], *, columns: int = 2, width: float = 7.5, height: float = 5.0
 ) -> tuple[Figure, list[Axes]]:
     """A figure with axes in rows, each with its title."""
     from matplotlib.figure import Figure as NewFigure

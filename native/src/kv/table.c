@@ -39,7 +39,7 @@ static const kvq_kv_type types[] = {
     {"turbo3.5", "3.8 bits, TurboQuant with wide outlier channels", &kvq_codec_turbo3_5_k, &kvq_codec_turbo3_5_v, 64, 64,
      NULL},
     {"turbo2.5", "2.8 bits, TurboQuant with wide outlier channels", &kvq_codec_turbo2_5_k, &kvq_codec_turbo2_5_v, 64, 64,
-     NULL},
+     "tier2"},
     {"kvarn4", "4.6 bits, the least loss near 4 bits", &kvq_codec_kvarn4_k, &kvq_codec_kvarn4_v, 64, 64, NULL},
     {"kvarn3", "3.6 bits, a good balance", &kvq_codec_kvarn3_k, &kvq_codec_kvarn3_v, 64, 64, NULL},
     {"kvarn2", "2.6 bits; tier2 loses less at about that size", &kvq_codec_kvarn2_k, &kvq_codec_kvarn2_v, 64, 64, "tier2"},
