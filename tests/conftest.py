@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from terminal import Terminal
 # `python -m pytest` in the checkout would find the sources, and so would every `python -c` that a test starts there.
 ROOT = Path(__file__).parents[1]
 sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
+
+# A test run in the background is deaf to Ctrl-C, and so would be what it starts, among it what tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
