@@ -72,6 +72,26 @@ def test_rewinding_into_encoded_tiles_feeds_them_again(model, kv):
         assert np.abs(again - sequence.logits()[-1]).max() < 1e-5
 
 
+@pytest.mark.parametrize("n_kept", [512, 511, 320])
+@pytest.mark.parametrize("kv_tail", [64, 200])
+def test_going_on_from_encoded_tiles(model, n_kept, kv_tail):
+    """After a rewind the newest tokens are encoded, not f16; they stay so, and each tile is encoded once."""
+    options = {"ctx": 1024, "batch": 64, "threads": 2, "kv": "q8_0", "kv_sink": 64, "kv_tail": kv_tail}
+    with pykvq.Engine(model, seqs=2, **options) as engine:
+        sequence, fresh = engine.sequence(), engine.sequence()
+        sequence.sync(TEXT[:800])
+        feed(engine, sequence)
+        sequence.rewind(n_kept)
+        for token in TEXT[n_kept:780]:
+            sequence.push([token])
+            feed(engine, sequence)
+        logits = sequence.logits()[-1]
+        fresh.sync(TEXT[:780])
+        feed(engine, fresh)
+        assert sequence.kv_layers() == fresh.kv_layers()
+        assert distance(logits, fresh.logits()[-1]) < 0.05
+
+
 def test_forks_of_a_compressed_sequence(model):
     options = {"ctx": 1024, "threads": 2, "kv": "kivi4", "kv_sink": 64, "kv_tail": 100}
     with pykvq.Engine(model, seqs=2, **options) as engine:

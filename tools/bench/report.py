@@ -382,6 +382,8 @@ def memory() -> str:
             facts = c["runs"]["pykvq"][0]["facts"]
             peak = {p: statistics.median(run["peak_bytes"] for run in runs) for p, runs in c["runs"].items()}
             line = {"model": told["model"]["name"], "kv": c["kv"], "ctx": c["spec"]["n_ctx"], "file": path.name}
+            if c["spec"].get("repeat_from") is not None:
+                del peak["llama.cpp"]  # with the copies of its state that the tool made
             lines.append({**line, "plan": facts["plan_bytes"], "peak": peak})
     mib = 2**20
     columns: Columns = {
@@ -391,7 +393,7 @@ def memory() -> str:
         "plan, MiB": lambda row: f"{row['plan'] / mib:.1f}",
         "peak resident": lambda row: f"{row['peak']['pykvq'] / mib:.1f}",
         "peak / plan": lambda row: f"{row['peak']['pykvq'] / row['plan']:.4f}",
-        "llama.cpp's peak": lambda row: f"{row['peak']['llama.cpp'] / mib:.1f}",
+        "llama.cpp's peak": lambda row: f"{row['peak']['llama.cpp'] / mib:.1f}" if "llama.cpp" in row["peak"] else "",
         "file": lambda row: f"[{row['file']}]({row['file']})",
     }
     return table(columns, lines)

@@ -90,8 +90,9 @@ void kvq_seq_commit(pykvq_seq *seq, uint32_t n_new) {
             release_page(g, &seq->pages[group][leaving->job.tile]);
             seq->pages[group][leaving->job.tile] = leaving->job.coded;
         }
-        if (g->coded)
-            seq->n_settled[group] = kvq_group_first_tail_tile(g, seq->n_cached);
+        uint32_t settled = kvq_group_first_tail_tile(g, seq->n_cached);
+        if (g->coded && seq->n_settled[group] < settled) /* after a rewind, tiles in the tail are encoded already */
+            seq->n_settled[group] = settled;
         uint32_t first = kvq_group_first_window_tile(g, seq->n_cached);
         for (; seq->first_tile[group] < first; seq->first_tile[group]++)
             release_page(g, &seq->pages[group][seq->first_tile[group]]);
