@@ -71,10 +71,6 @@ static pykvq_status create_weights(pykvq_engine *e) {
     return kvq_weights_each(&e->forward.weights, load_weight, e->forward.be);
 }
 
-static size_t round64(size_t n) {
-    return (n + 63) / 64 * 64;
-}
-
 /* What stands out in the keys of an encoded layer because of its bias, to be taken out of them. */
 static pykvq_status create_key_bias(pykvq_engine *e, uint32_t layer, float *bias) {
     const kvq_rope *rope = e->model->weights.layers[layer].windowed ? &e->forward.rope_local : &e->forward.rope_global;
@@ -118,8 +114,8 @@ static pykvq_status create_cache(pykvq_engine *e) {
         if (g->n_coded_pages == 0)
             continue;
         KVQ_TRY(be->ops->kv_check(be, kv->k, kv->v));
-        kv->k_tile_bytes = round64(kv->k->tile_bytes(kv->k, h->head_dim));
-        kv->v_tile_bytes = round64(kv->v->tile_bytes(kv->v, h->head_dim));
+        kv->k_tile_bytes = kvq_tile_stride(kv->k, h->head_dim);
+        kv->v_tile_bytes = kvq_tile_stride(kv->v, h->head_dim);
         kv->coded = next;
         next += g->n_coded_pages * (kv->k_tile_bytes + kv->v_tile_bytes) * h->n_head_kv;
     }

@@ -7,8 +7,8 @@
 
 enum { DEFAULT_BATCH = 512, MAX_BATCH = 1 << 16, MAX_SEQ = 1 << 12, MAX_THREADS = 512 };
 
-static size_t round64(size_t n) {
-    return (n + 63) / 64 * 64;
+size_t kvq_tile_stride(const kvq_codec *codec, uint32_t head_dim) {
+    return (codec->tile_bytes(codec, head_dim) + 63) / 64 * 64;
 }
 
 static pykvq_status check_params(const pykvq_engine_params *p) {
@@ -53,7 +53,7 @@ static pykvq_status size_groups(const pykvq_model *m, kvq_layout *l) {
         bool windowed = m->weights.layers[i].windowed;
         kvq_group *g = &l->groups[windowed];
         const kvq_codec *k = l->spec.k[i], *v = l->spec.v[i];
-        size_t k_bytes = k->tile_bytes(k, m->h.head_dim), v_bytes = v->tile_bytes(v, m->h.head_dim);
+        size_t k_bytes = kvq_tile_stride(k, m->h.head_dim), v_bytes = kvq_tile_stride(v, m->h.head_dim);
         if (k_bytes == 0 || v_bytes == 0)
             return kvq_fail(PYKVQ_E_UNSUPPORTED, "KV type %s: cannot take heads of %u elements (layer %u)",
                             k_bytes == 0 ? k->name : v->name, m->h.head_dim, i);
@@ -61,7 +61,7 @@ static pykvq_status size_groups(const pykvq_model *m, kvq_layout *l) {
         g->window = windowed ? m->h.n_window : 0;
         g->coded |= !exact(k) || !exact(v);
         g->raw_page_bytes += (size_t)2 * KVQ_TILE * m->h.head_dim * sizeof(uint16_t) * m->h.n_head_kv;
-        g->coded_page_bytes += (round64(k_bytes) + round64(v_bytes)) * m->h.n_head_kv;
+        g->coded_page_bytes += (k_bytes + v_bytes) * m->h.n_head_kv;
     }
     for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++) {
         kvq_group *g = &l->groups[i];

@@ -8,4 +8,7 @@
 pykvq_status kvq_layout_compute(const pykvq_model *model, const pykvq_engine_params *params, kvq_layout *out);
 void kvq_layout_plan(const pykvq_model *model, const kvq_layout *layout, pykvq_plan *out);
 
+/* Bytes from one tile of a codec to the next: whole cache lines; 0 if it cannot take the head. */
+size_t kvq_tile_stride(const kvq_codec *codec, uint32_t head_dim);
+
 #endif
