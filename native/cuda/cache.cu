@@ -1,0 +1,220 @@
+/* Keys and values: what a layer's cache needs on the device, writing and encoding its pages, attention. */
+#include "backend.cuh"
+
+namespace {
+
+/* The key bias's one allocation, the same on the device; the pointers into it move along. */
+struct layer_memory {
+    void *memory;
+    bias_tables bias;
+};
+
+template <typename T> const T *moved(const T *p, const kvq_key_bias *from, void *to) {
+    return (const T *)((uint8_t *)to + ((const uint8_t *)p - (const uint8_t *)from));
+}
+
+bias_tables bias_of(const kvq_kv_layer *kv) {
+    return kv->device != NULL ? ((const layer_memory *)kv->device)->bias : bias_tables{};
+}
+
+const float *rope_of(cuda_backend *c, const kvq_rope *rope) {
+    for (uint32_t i = 0; i < c->n_ropes; i++)
+        if (c->ropes[i].host == rope->inv_freq)
+            return c->ropes[i].device;
+    if (c->n_ropes == MAX_ROPES) {
+        c->refusal = "RoPE: more than 4 kinds in one model";
+        return NULL;
+    }
+    float *device = c->ropes[c->n_ropes].device;
+    note(c, cudaMemcpy(device, rope->inv_freq, rope->n_rot / 2 * sizeof(float), cudaMemcpyHostToDevice));
+    c->ropes[c->n_ropes++].host = rope->inv_freq;
+    return device;
+}
+
+/* The variant of this shape, a new one when first met. */
+variant *variant_of(cuda_backend *c, const plan_shape &shape) {
+    for (uint32_t i = 0; i < c->n_variants; i++)
+        if (memcmp(&c->variants[i].shape, &shape, sizeof shape) == 0) {
+            c->variants_used |= 1u << i;
+            return &c->variants[i];
+        }
+    if (c->n_variants == MAX_VARIANTS)
+        return NULL;
+    variant *v = &c->variants[c->n_variants];
+    uint8_t *device = c->units + c->n_variants * units_bytes(c), *host = c->host_units + c->n_variants * units_bytes(c);
+    v->n_units = (uint32_t *)device;
+    v->units = (attend_unit *)(device + 256);
+    v->host_n_units = (uint32_t *)host;
+    v->host_units = (attend_unit *)(host + 256);
+    v->shape = shape;
+    c->variants_used |= 1u << c->n_variants++;
+    return v;
+}
+
+} // namespace
+
+pykvq_status op_kv_check(kvq_backend *be, const kvq_codec *k, const kvq_codec *v) {
+    tile_side side;
+    tile_format format;
+    uint32_t head_dim = cuda_of(be)->limits.max_head_dim;
+    for (const kvq_codec *codec : {k, v})
+        if (!describe_codec(codec, head_dim, &side, &format))
+            return fail(PYKVQ_E_UNSUPPORTED,
+                        "KV type %s (%s): the GPU has no kernels for it with heads of %u elements; cpu has", codec->name,
+                        codec->side == 'k' ? "keys" : "values", head_dim);
+    cudaFuncAttributes attributes;
+    if (attend_attributes(head_dim, &attributes) != cudaSuccess)
+        return fail(PYKVQ_E_UNSUPPORTED, "attention: the GPU has no kernel for heads of %u elements", head_dim);
+    return PYKVQ_OK;
+}
+
+void op_kv_free(kvq_backend *, kvq_kv_layer *kv) {
+    layer_memory *memory = (layer_memory *)kv->device;
+    if (memory != NULL)
+        cudaFree(memory->memory);
+    free(memory);
+    kv->device = NULL;
+}
+
+pykvq_status op_kv_load(kvq_backend *, kvq_kv_layer *kv) {
+    const kvq_key_bias *b = kv->key_bias;
+    layer_memory *memory = (layer_memory *)calloc(1, sizeof *memory);
+    kv->device = memory;
+    if (memory == NULL)
+        return fail(PYKVQ_E_MEMORY, "key bias: out of host memory");
+    KVQ_TRY(take(b->n_bytes, "key bias", &memory->memory));
+    KVQ_TRY(copy(memory->memory, b, b->n_bytes));
+    void *to = memory->memory;
+    memory->bias = {b->n_pairs,           b->n_tiles,           moved(b->c, b, to),    moved(b->s, b, to),
+                    moved(b->b_c, b, to), moved(b->b_s, b, to), moved(b->wave, b, to), moved(b->turn, b, to)};
+    return PYKVQ_OK;
+}
+
+void op_store(kvq_backend *be, const kvq_heads *h) {
+    cuda_backend *c = cuda_of(be);
+    if (c->replay != NULL)
+        return;
+    flush_norm(c);
+    store_args a = {};
+    a.q = h->q;
+    a.k = h->k;
+    a.v = h->v;
+    a.q_norm = vector_of(h->q_norm);
+    a.k_norm = vector_of(h->k_norm);
+    a.n_rot = h->rope != NULL ? h->rope->n_rot : 0;
+    if (a.n_rot > 0) {
+        a.inv_freq = rope_of(c, h->rope);
+        a.magnitude = h->rope->magnitude;
+        a.interleaved = h->rope->interleaved;
+    }
+    a.positions = c->device.positions;
+    a.pages = c->device.pages[h->group];
+    a.raw = (__half *)h->kv->raw;
+    a.n_bad = c->device.n_bad;
+    a.norm_eps = h->norm_eps;
+    a.n_head = h->n_head;
+    a.n_head_kv = h->n_head_kv;
+    a.head_dim = h->head_dim;
+    launch_store(a, c->batch->n_tokens, c->stream);
+}
+
+void op_attend(kvq_backend *be, const kvq_attention *t) {
+    cuda_backend *c = cuda_of(be);
+    if (c->replay != NULL)
+        return;
+    flush_norm(c);
+    const kvq_kv_layer *kv = t->kv;
+    attend_args a = {};
+    tile_format format;
+    if (!describe_codec(kv->k, kv->head_dim, &a.k, &format) || !describe_codec(kv->v, kv->head_dim, &a.v, &format)) {
+        c->refusal = "attention: a KV type that the GPU has no kernel for";
+        return;
+    }
+    a.bias = bias_of(kv);
+    if (t->sink_logits != NULL) {
+        c->refusal = "attention: sink logits are not implemented on the GPU";
+        return;
+    }
+    plan_shape shape = {};
+    uint32_t head_group = t->n_head / kv->n_head_kv, longest = 0;
+    for (uint32_t i = 0; i < c->batch->n_spans; i++)
+        longest = c->batch->spans[i].n_tokens > longest ? c->batch->spans[i].n_tokens : longest;
+    shape.group = t->group;
+    shape.window = t->window;
+    shape.n_head_kv = kv->n_head_kv;
+    shape.head_group = head_group;
+    shape.n_cols = longest * head_group <= 8 ? 8 : 16;
+    a.ring_bytes = attend_ring_bytes(kv->head_dim, &a.k, &a.v);
+    int per_sm = attend_blocks_per_sm(kv->head_dim, shape.n_cols / 8, a.ring_bytes, a.bias.n_pairs);
+    if (per_sm == 0) {
+        c->refusal = "attention: a head_dim that the GPU has no kernel for";
+        return;
+    }
+    shape.n_blocks = per_sm * c->n_sms;
+    variant *v = variant_of(c, shape);
+    if (v == NULL) {
+        c->refusal = "attention: more shapes of layers than the backend was made for";
+        return;
+    }
+    a.q = t->q;
+    a.o = t->o;
+    a.units = v->units;
+    a.n_units = v->n_units;
+    a.tables = c->device.tables[t->group];
+    a.raw = (const uint8_t *)kv->raw;
+    a.coded = kv->coded;
+    a.partial = c->partial;
+    a.partial_max = c->partial_max;
+    a.arrived = c->arrived;
+    a.k_tile_bytes = (uint32_t)kv->k_tile_bytes;
+    a.v_tile_bytes = (uint32_t)kv->v_tile_bytes;
+    a.n_head = t->n_head;
+    a.n_head_kv = kv->n_head_kv;
+    a.scale = t->scale;
+    a.softcap = t->softcap;
+    a.window = t->window;
+    note(c, attend_launch(kv->head_dim, shape.n_cols / 8, &a, shape.n_blocks, c->stream));
+}
+
+void op_encode(kvq_backend *be, const kvq_kv_layer *kv, const kvq_encode_job *jobs, uint32_t n_jobs) {
+    cuda_backend *c = cuda_of(be);
+    static_assert(sizeof(encode_job) == sizeof(kvq_encode_job), "the same layout");
+    uint32_t last = c->n_encodes > 0 ? c->encodes[c->n_encodes - 1].first : 0;
+    bool same = c->n_encodes > 0 && c->encodes[c->n_encodes - 1].n == n_jobs &&
+                memcmp(c->host.jobs + last, jobs, n_jobs * sizeof *jobs) == 0;
+    if (!same && c->n_jobs + n_jobs > c->max_jobs) {
+        c->refusal = "encoding: more tiles than the backend was made for";
+        return;
+    }
+    if (c->n_encodes == c->max_encodes) {
+        c->refusal = "encoding: more layers than the backend was made for";
+        return;
+    }
+    if (!same) {
+        last = c->n_jobs;
+        memcpy(c->host.jobs + last, jobs, n_jobs * sizeof *jobs);
+        c->n_jobs += n_jobs;
+    }
+    c->encodes[c->n_encodes].kv = kv;
+    c->encodes[c->n_encodes].first = last;
+    c->encodes[c->n_encodes++].n = n_jobs;
+}
+
+void run_encodes(cuda_backend *c) {
+    for (uint32_t i = 0; i < c->n_encodes; i++) {
+        const kvq_kv_layer *kv = c->encodes[i].kv;
+        tile_side side;
+        encode_args a = {};
+        a.raw = (const __half *)kv->raw;
+        a.coded = kv->coded;
+        a.jobs = c->device.jobs + c->encodes[i].first;
+        describe_codec(kv->k, kv->head_dim, &side, &a.k);
+        describe_codec(kv->v, kv->head_dim, &side, &a.v);
+        a.k_tile_bytes = (uint32_t)kv->k_tile_bytes;
+        a.v_tile_bytes = (uint32_t)kv->v_tile_bytes;
+        a.n_head_kv = kv->n_head_kv;
+        a.head_dim = kv->head_dim;
+        a.bias = bias_of(kv);
+        note(c, launch_encode(a, c->encodes[i].n, c->stream));
+    }
+}
