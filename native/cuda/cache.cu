@@ -26,7 +26,8 @@ const float *rope_of(cuda_backend *c, const kvq_rope *rope) {
         return NULL;
     }
     float *device = c->ropes[c->n_ropes].device;
-    note(c, cudaMemcpy(device, rope->inv_freq, rope->n_rot / 2 * sizeof(float), cudaMemcpyHostToDevice));
+    if (copy(device, rope->inv_freq, rope->n_rot / 2 * sizeof(float)) != PYKVQ_OK)
+        note(c, cudaErrorUnknown);
     c->ropes[c->n_ropes++].host = rope->inv_freq;
     return device;
 }

@@ -5,6 +5,12 @@
 
 decltype(kvq_cuda_host::fail) fail;
 
+/* Steps run in a stream that does not wait for the default one, and cudaMemset and cudaMemcpy from pageable memory return
+ * before the device's memory has changed. */
+static cudaError_t wait_for_default_stream(void) {
+    return cudaStreamSynchronize(cudaStreamLegacy);
+}
+
 pykvq_status take(size_t n_bytes, const char *what, void **out) {
     *out = NULL;
     if (n_bytes == 0)
@@ -12,6 +18,8 @@ pykvq_status take(size_t n_bytes, const char *what, void **out) {
     cudaError_t error = cudaMalloc(out, n_bytes);
     if (error == cudaSuccess)
         error = cudaMemset(*out, 0, n_bytes);
+    if (error == cudaSuccess)
+        error = wait_for_default_stream();
     if (error == cudaSuccess)
         return PYKVQ_OK;
     size_t n_free = 0, n_total = 0;
@@ -25,6 +33,8 @@ pykvq_status take(size_t n_bytes, const char *what, void **out) {
 
 pykvq_status copy(void *dst, const void *src, size_t n_bytes) {
     cudaError_t error = cudaMemcpy(dst, src, n_bytes, cudaMemcpyDefault);
+    if (error == cudaSuccess)
+        error = wait_for_default_stream();
     return error == cudaSuccess ? PYKVQ_OK : fail(PYKVQ_E_DEVICE, "GPU copy: %s", cudaGetErrorString(error));
 }
 
