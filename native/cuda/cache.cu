@@ -27,7 +27,7 @@ const float *rope_of(cuda_backend *c, const kvq_rope *rope) {
     }
     float *device = c->ropes[c->n_ropes].device;
     if (copy(device, rope->inv_freq, rope->n_rot / 2 * sizeof(float)) != PYKVQ_OK)
-        note(c, cudaErrorUnknown);
+        note(c, cudaErrorInvalidValue);
     c->ropes[c->n_ropes++].host = rope->inv_freq;
     return device;
 }
