@@ -40,7 +40,7 @@ class EngineOptions(TypedDict, total=False):
     kv_layers: str | None  # exceptions by layer: "0-1,-1:TYPE,4:TYPE"
     kv_sink: int | None  # first tokens kept in f16; default: the type's
     kv_tail: int | None  # newest tokens kept in f16; default: the type's
-    exact: bool | None  # for measuring: weights as float32, activations never rounded to int8; default False
+    exact: bool | None  # for measuring: no rounding to int8 (weights as float32); cuda never does; default False
 
 
 _FIELDS = {  # option -> member of pykvq_engine_params
@@ -64,7 +64,7 @@ _FIELDS = {  # option -> member of pykvq_engine_params
 class Plan:
     """The memory an engine takes, computed by the code that allocates it."""
 
-    n_weight_bytes: int  # the mapped file
+    n_weight_bytes: int  # the mapped file; of a GPU, as all these, its own memory
     n_kv_bytes: int  # the page pools
     n_scratch_bytes: int  # activations, logits, tables
     n_total_bytes: int

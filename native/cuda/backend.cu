@@ -72,9 +72,10 @@ const kvq_backend_ops ops = {
     .copy = op_copy,
     .weight_load = op_weight_load,
     .weight_free = op_weight_free,
-    .kv_check = op_kv_check,
     .kv_load = op_kv_load,
     .kv_free = op_kv_free,
+    .page_read = op_page_read,
+    .page_write = op_page_write,
     .scratch_bytes = op_scratch_bytes,
     .step_begin = op_step_begin,
     .step_end = op_step_end,
@@ -187,14 +188,21 @@ pykvq_status check_device() {
         return fail(PYKVQ_E_UNSUPPORTED, "device 'cuda': no GPU: %s",
                     error != cudaSuccess ? cudaGetErrorString(error) : "none found");
     cudaDeviceProp p;
-    error = cudaGetDeviceProperties(&p, 0);
-    if (error != cudaSuccess)
-        return fail(PYKVQ_E_DEVICE, "device 'cuda': %s", cudaGetErrorString(error));
     cudaFuncAttributes attributes;
-    if (p.major < 8 || attend_attributes(128, &attributes) != cudaSuccess)
+    error = cudaGetDeviceProperties(&p, 0);
+    bool old = error == cudaSuccess && p.major < 8;
+    if (error == cudaSuccess && !old)
+        error = attend_attributes(128, &attributes);
+    if (old || error == cudaErrorNoKernelImageForDevice)
         return fail(PYKVQ_E_UNSUPPORTED,
                     "device 'cuda': %s has compute capability %d.%d, which this build has no kernels for", p.name, p.major,
                     p.minor);
+    if (error == cudaErrorDevicesUnavailable)
+        return fail(PYKVQ_E_UNSUPPORTED,
+                    "device 'cuda': the GPU is busy or unavailable: another process has it for itself");
+    if (error != cudaSuccess)
+        return fail(PYKVQ_E_DEVICE, "device 'cuda': %s; to use the GPU again, start a new process",
+                    cudaGetErrorString(error));
     return PYKVQ_OK;
 }
 
@@ -212,8 +220,6 @@ size_t scratch_bytes(const kvq_backend_limits *limits) {
 pykvq_status create(const kvq_backend_limits *limits, kvq_backend **out) {
     *out = NULL;
     KVQ_TRY(check_device());
-    if (limits->exact)
-        return fail(PYKVQ_E_UNSUPPORTED, "device 'cuda': exact engines are for the cpu");
     if (limits->n_seq > MAX_SPANS)
         return fail(PYKVQ_E_UNSUPPORTED, "device 'cuda': %u sequences, the most is %d", limits->n_seq, MAX_SPANS);
     cuda_backend *c = (cuda_backend *)calloc(1, sizeof *c);
@@ -231,7 +237,12 @@ pykvq_status create(const kvq_backend_limits *limits, kvq_backend **out) {
     return PYKVQ_OK;
 }
 
-const kvq_cuda_library library = {check_device, create, scratch_bytes};
+pykvq_status memory(size_t *n_free, size_t *n_total) {
+    cudaError_t error = cudaMemGetInfo(n_free, n_total);
+    return error == cudaSuccess ? PYKVQ_OK : fail(PYKVQ_E_DEVICE, "device 'cuda': %s", cudaGetErrorString(error));
+}
+
+const kvq_cuda_library library = {check_device, create, scratch_bytes, check_kv, weight_bytes, memory};
 
 } // namespace
 

@@ -16,7 +16,7 @@
 #include "load.h"
 #include "plan.h"
 
-enum { MAX_ROPES = 4, MAX_VARIANTS = 32, MAX_GRAPHS = 64, MAX_SPANS = 1 << 12, MAX_BLOCKS = 1024 };
+enum { MAX_ROPES = 2, MAX_VARIANTS = 32, MAX_GRAPHS = 64, MAX_SPANS = 1 << 12, MAX_BLOCKS = 1024 };
 
 /* A way to cut a step's attention, shared by the layers that cut alike. */
 struct variant {
@@ -130,9 +130,11 @@ void op_softcap(kvq_backend *be, float softcap, size_t n, float *x);
 
 /* ---- cache.cu ---- */
 
-pykvq_status op_kv_check(kvq_backend *be, const kvq_codec *k, const kvq_codec *v);
+pykvq_status check_kv(const kvq_codec *k, const kvq_codec *v, uint32_t head_dim);
 pykvq_status op_kv_load(kvq_backend *be, kvq_kv_layer *kv);
 void op_kv_free(kvq_backend *be, kvq_kv_layer *kv);
+pykvq_status op_page_read(kvq_backend *be, const kvq_kv_layer *kv, kvq_page page, void *out);
+pykvq_status op_page_write(kvq_backend *be, const kvq_kv_layer *kv, kvq_page page, const void *from);
 void op_store(kvq_backend *be, const kvq_heads *heads);
 void op_attend(kvq_backend *be, const kvq_attention *attention);
 void op_encode(kvq_backend *be, const kvq_kv_layer *kv, const kvq_encode_job *jobs, uint32_t n_jobs);

@@ -1,5 +1,6 @@
 /* Keys and values: what a layer's cache needs on the device, writing and encoding its pages, attention. */
 #include "backend.cuh"
+#include "order.h"
 
 namespace {
 
@@ -22,7 +23,7 @@ const float *rope_of(cuda_backend *c, const kvq_rope *rope) {
         if (c->ropes[i].host == rope->inv_freq)
             return c->ropes[i].device;
     if (c->n_ropes == MAX_ROPES) {
-        c->refusal = "RoPE: more than 4 kinds in one model";
+        c->refusal = "RoPE: more than two kinds in one model";
         return NULL;
     }
     float *device = c->ropes[c->n_ropes].device;
@@ -30,6 +31,36 @@ const float *rope_of(cuda_backend *c, const kvq_rope *rope) {
         note(c, cudaErrorInvalidValue);
     c->ropes[c->n_ropes++].host = rope->inv_freq;
     return device;
+}
+
+/* A page between its place and the staging buffer, where it is canonical. */
+pykvq_status order_page(cuda_backend *c, const kvq_kv_layer *kv, kvq_page page, bool to_canonical) {
+    if (kvq_layer_page_bytes(kv, page) > STAGING_BYTES)
+        return fail(PYKVQ_E_UNSUPPORTED, "KV cache: a page of a layer has %zu bytes, the GPU moves pages of up to %d",
+                    kvq_layer_page_bytes(kv, page), STAGING_BYTES);
+    tile_side side;
+    order_args a = {};
+    a.page = (uint8_t *)kvq_page_of(kv, page);
+    a.canonical = c->staging;
+    a.n_head_kv = kv->n_head_kv;
+    a.head_dim = kv->head_dim;
+    a.to_canonical = to_canonical;
+    if (page & KVQ_PAGE_CODED) {
+        describe_codec(kv->k, kv->head_dim, &side, &a.k);
+        describe_codec(kv->v, kv->head_dim, &side, &a.v);
+        a.k_bytes = (uint32_t)kv->k_tile_bytes;
+        a.v_bytes = (uint32_t)kv->v_tile_bytes;
+        a.k_tile_bytes = (uint32_t)kv->k->tile_bytes(kv->k, kv->head_dim);
+        a.v_tile_bytes = (uint32_t)kv->v->tile_bytes(kv->v, kv->head_dim);
+    } else {
+        a.k = {FAMILY_F16, 16, 1, true, false};
+        a.v = {FAMILY_F16, 16, 1, false, false};
+        a.k_bytes = a.v_bytes = a.k_tile_bytes = a.v_tile_bytes = KVQ_TILE * kv->head_dim * sizeof(__half);
+    }
+    cudaError_t error = launch_order(a, c->stream);
+    if (error == cudaSuccess)
+        error = cudaStreamSynchronize(c->stream);
+    return error == cudaSuccess ? PYKVQ_OK : fail(PYKVQ_E_DEVICE, "KV cache: %s", cudaGetErrorString(error));
 }
 
 /* The variant of this shape, a new one when first met. */
@@ -54,10 +85,9 @@ variant *variant_of(cuda_backend *c, const plan_shape &shape) {
 
 } // namespace
 
-pykvq_status op_kv_check(kvq_backend *be, const kvq_codec *k, const kvq_codec *v) {
+pykvq_status check_kv(const kvq_codec *k, const kvq_codec *v, uint32_t head_dim) {
     tile_side side;
     tile_format format;
-    uint32_t head_dim = cuda_of(be)->limits.max_head_dim;
     for (const kvq_codec *codec : {k, v})
         if (!describe_codec(codec, head_dim, &side, &format))
             return fail(PYKVQ_E_UNSUPPORTED,
@@ -89,6 +119,19 @@ pykvq_status op_kv_load(kvq_backend *, kvq_kv_layer *kv) {
     memory->bias = {b->n_pairs,           b->n_tiles,           moved(b->c, b, to),    moved(b->s, b, to),
                     moved(b->b_c, b, to), moved(b->b_s, b, to), moved(b->wave, b, to), moved(b->turn, b, to)};
     return PYKVQ_OK;
+}
+
+pykvq_status op_page_read(kvq_backend *be, const kvq_kv_layer *kv, kvq_page page, void *out) {
+    cuda_backend *c = cuda_of(be);
+    KVQ_TRY(order_page(c, kv, page, true));
+    return copy(out, c->staging, kvq_layer_page_bytes(kv, page));
+}
+
+pykvq_status op_page_write(kvq_backend *be, const kvq_kv_layer *kv, kvq_page page, const void *from) {
+    cuda_backend *c = cuda_of(be);
+    if (kvq_layer_page_bytes(kv, page) <= STAGING_BYTES)
+        KVQ_TRY(copy(c->staging, from, kvq_layer_page_bytes(kv, page)));
+    return order_page(c, kv, page, false);
 }
 
 void op_store(kvq_backend *be, const kvq_heads *h) {

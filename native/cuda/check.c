@@ -17,8 +17,6 @@
 
 #include "base/half.h"
 #include "engine/engine.h"
-#include "kv/tier.h"
-#include "tile.h"
 
 static void die(const char *what) {
     fprintf(stderr, "%s: %s\n", what, pykvq_last_error());
@@ -133,88 +131,31 @@ static void attend(fixture *f, uint32_t window, float softcap) {
 
 /* ---- encoded bytes ---- */
 
-static uint32_t family_of(const kvq_codec *codec) {
-    bool is_tiered = !codec->rotated && codec->group == KVQ_TILE && strncmp(codec->name, "tier", 4) == 0;
-    return codec->bits == 16    ? FAMILY_F16
-           : is_tiered          ? FAMILY_TIER
-           : !codec->rotated    ? FAMILY_KIVI
-           : codec->group == 32 ? FAMILY_BLOCKS
-           : codec->group == 16 ? FAMILY_NVFP4
-           : codec->group == 64 ? FAMILY_KVARN
-           : codec->bits == 8   ? FAMILY_FP8
-                                : FAMILY_TURBO;
-}
-
-/* Of a tiered tile: the codes of each tier, scales, zeros and factors, the order of the channels. */
-static void tiers_to_canonical(const kvq_codec *codec, uint32_t head_dim, const uint8_t *gpu, uint8_t *out) {
-    kvq_tier tiers[KVQ_N_TIERS];
-    kvq_tiers(codec, head_dim, tiers);
-    uint8_t codes[KVQ_TILE * KVQ_MAX_HEAD_DIM];
-    for (uint32_t i = 0; i < KVQ_N_TIERS; i++) {
-        for (uint32_t t = 0; t < KVQ_TILE; t++)
-            for (uint32_t p = 0; p < tiers[i].n; p++)
-                codes[t * tiers[i].n + p] = (uint8_t)get_code(
-                    (const uint32_t *)gpu, place_tiered(codec->bits, head_dim, t, tiers[i].first + p), tiers[i].bits);
-        kvq_pack('k', tiers[i].bits, tiers[i].n, codes, out + tiers[i].offset);
-    }
-    size_t first = kvq_tier_scales(codec, head_dim), order = kvq_tier_order(codec, head_dim);
-    for (uint32_t i = 0; i < 2 * head_dim + KVQ_TILE; i++)
-        ((uint16_t *)(out + first))[i] = ((const uint16_t *)(gpu + first))[meta_place(FAMILY_TIER, true, 64, head_dim, i)];
-    for (uint32_t place = 0; place < head_dim; place++)
-        for (uint32_t d = 0; d < head_dim; d++)
-            if (gpu[order + col_order(place)] == col_order(d))
-                out[order + place] = (uint8_t)d;
-}
-
-/* The canonical tile that the GPU's bytes stand for. */
-static void to_canonical(const kvq_codec *codec, uint32_t head_dim, const uint8_t *gpu, uint8_t *out) {
-    bool is_k = codec->side == 'k';
-    if (codec->bits == 16) {
-        for (uint32_t t = 0; t < KVQ_TILE; t++)
-            for (uint32_t d = 0; d < head_dim; d++)
-                ((uint16_t *)out)[is_k ? d * KVQ_TILE + t : t * head_dim + d] =
-                    ((const uint16_t *)gpu)[place_half(is_k, head_dim, t, d)];
-        return;
-    }
-    if (family_of(codec) == FAMILY_TIER) {
-        tiers_to_canonical(codec, head_dim, gpu, out);
-        return;
-    }
-    uint8_t codes[KVQ_TILE * KVQ_MAX_HEAD_DIM];
-    const uint32_t *words = (const uint32_t *)gpu;
-    uint32_t family = family_of(codec), bits = codec->bits, group = codec->group > 0 ? codec->group : head_dim;
-    for (uint32_t t = 0; t < KVQ_TILE; t++)
-        for (uint32_t d = 0; d < head_dim; d++) {
-            uint32_t code = has_levels(family) ? get_level(words, place_level(is_k, bits, head_dim, t, d), bits)
-                                               : get_code(words, place_code(is_k, bits, head_dim, t, d), bits);
-            codes[t * head_dim + d] = (uint8_t)(family == FAMILY_TURBO && bits == 4 ? from_sign_magnitude(code) : code);
-        }
-    kvq_pack(codec->side, bits, head_dim, codes, out);
-    size_t n_codes = kvq_codes_bytes(bits, head_dim);
-    const uint8_t *meta = gpu + n_codes;
-    if (family == FAMILY_NVFP4) {
-        for (uint32_t i = 0; i < head_dim / 16 * KVQ_TILE; i++)
-            out[n_codes + i] = meta[nvfp4_scale_place(is_k, i)];
-        memcpy(out + n_codes + head_dim / 16 * KVQ_TILE, meta + head_dim / 16 * KVQ_TILE, 4);
-        return;
-    }
-    for (uint32_t i = 0; i < meta_halfs(family, is_k, group, head_dim); i++)
-        ((uint16_t *)(out + n_codes))[i] = ((const uint16_t *)meta)[meta_place(family, is_k, group, head_dim, i)];
-}
-
 /* Bytes of a tile that differ from the codec's own; decoded gets what the codec's own stand for. */
-static uint32_t compare_tile(const kvq_codec *codec, uint32_t head_dim, const uint8_t *gpu, const float *x,
+static uint32_t compare_tile(const kvq_codec *codec, uint32_t head_dim, const uint8_t *got, const float *x,
                              float *decoded) {
     size_t n_bytes = codec->tile_bytes(codec, head_dim);
-    uint8_t *expected = aligned_alloc(64, round64(n_bytes)), *got = aligned_alloc(64, round64(n_bytes));
+    uint8_t *expected = aligned_alloc(64, round64(n_bytes));
     codec->encode(codec, x, head_dim, expected);
     codec->decode(codec, expected, head_dim, decoded);
-    to_canonical(codec, head_dim, gpu, got);
     uint32_t n = 0;
     for (size_t i = 0; i < n_bytes; i++)
         n += expected[i] != got[i];
     free(expected);
-    free(got);
+    return n;
+}
+
+/* Bytes of a page that differ after it is read, written to another page and read again; canonical: what was read. */
+static uint32_t move_page(kvq_backend *be, const kvq_kv_layer *kv, kvq_page page, kvq_page other, uint8_t *canonical) {
+    size_t n_bytes = kvq_layer_page_bytes(kv, page);
+    uint8_t *again = malloc(n_bytes);
+    TRY(be->ops->page_read(be, kv, page, canonical));
+    TRY(be->ops->page_write(be, kv, other, canonical));
+    TRY(be->ops->page_read(be, kv, other, again));
+    uint32_t n = 0;
+    for (size_t i = 0; i < n_bytes; i++)
+        n += canonical[i] != again[i];
+    free(again);
     return n;
 }
 
@@ -333,7 +274,7 @@ static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, 
     size_t page_bytes = (f.kv.k_tile_bytes + f.kv.v_tile_bytes) * n_head_kv;
     uint8_t *page = malloc(page_bytes);
     for (uint32_t i = 0; i < n_coded; i++) {
-        TRY(be->ops->copy(be, page, f.kv.coded + i * page_bytes, page_bytes));
+        n_bad += move_page(be, &f.kv, jobs[i].coded, n_coded | KVQ_PAGE_CODED, page);
         for (uint32_t h = 0; h < n_head_kv; h++)
             for (int side = 0; side < 2; side++) {
                 float *from = side == 0 ? f.k : f.v;
@@ -388,8 +329,8 @@ static kvq_backend *open_backend(uint32_t head_dim, uint32_t n_batch, uint32_t n
     return be;
 }
 
-static bool supported(kvq_backend *be, const kvq_kv_type *type) {
-    return be->ops->kv_check(be, type->k, type->v) == PYKVQ_OK;
+static bool supported(const kvq_kv_type *type, uint32_t head_dim) {
+    return kvq_device_kv_check(KVQ_DEVICE_CUDA, type->k, type->v, head_dim) == PYKVQ_OK;
 }
 
 static int check_kv(uint32_t only_head_dim) {
@@ -402,7 +343,7 @@ static int check_kv(uint32_t only_head_dim) {
             kvq_backend *be = open_backend(head_dims[h], 256, 4, 64);
             for (uint32_t j = 0; j < kvq_kv_type_count(); j++) {
                 const kvq_kv_type *a = kvq_kv_type_at(i), *b = kvq_kv_type_at(j);
-                if (!supported(be, a) || !supported(be, b))
+                if (!supported(a, head_dims[h]) || !supported(b, head_dims[h]))
                     continue;
                 uint32_t turn = i * 7 + j * 3 + (uint32_t)h;
                 check_pair(be, a->k, b->v, head_dims[h], 1 + turn % 8, 1, 64 * 7 + 17 + turn, 0, 0, false);
@@ -519,11 +460,8 @@ static int time_all(int argc, char **argv) {
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
         for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
             const kvq_kv_type *type = kvq_kv_type_at(i);
-            kvq_backend *be = open_backend(128, 64, 1, 16);
-            bool runs = supported(be, type);
-            be->ops->destroy(be);
             double terabytes;
-            if (!runs || (argc > 2 && strcmp(argv[2], type->name) != 0))
+            if (!supported(type, 128) || (argc > 2 && strcmp(argv[2], type->name) != 0))
                 continue;
             double us = time_attend(type, shapes[s].n_kv, shapes[s].n_seq, shapes[s].group, &terabytes);
             printf("{\"kv\": \"%s\", \"n_kv\": %u, \"n_seq\": %u, \"group\": %u, \"us_per_layer\": %.1f, "

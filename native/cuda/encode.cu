@@ -6,8 +6,7 @@
  * Cost: a tile is encoded once in its life, 64 tokens apart; 10 to 20 us a launch against 64 steps.
  */
 #include "device.cuh"
-#include "encode.h"
-#include "tile.h"
+#include "pack.cuh"
 
 namespace {
 
@@ -352,9 +351,6 @@ __device__ __half encode_token(bool is_k, const float *y, int n, int bits, uint8
 __device__ void encode_turbo(const work &w, const tile_format &f, __half *meta) {
     for (int t = threadIdx.x; t < N; t += blockDim.x)
         put_meta(w, f, meta, t, encode_token(f.is_k, w.y + t * w.ld, w.head_dim, f.bits, w.codes + t * w.head_dim));
-    __syncthreads();
-    for (int i = threadIdx.x; f.bits == 4 && i < N * w.head_dim; i += blockDim.x)
-        w.codes[i] = (uint8_t)sign_magnitude(w.codes[i]);
 }
 
 /* ---- fp8, nvfp4: kv/float8.h ---- */
@@ -543,23 +539,7 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
     for (int i = threadIdx.x; i < n_words; i += blockDim.x)
         w.words[i] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < N * HD; i += blockDim.x) {
-        uint32_t code = w.codes[i];
-        if (has_levels(f.family)) {
-            level_place place = place_level(f.is_k, f.bits, HD, i / HD, i % HD);
-            atomicOr(&w.words[place.word], (code & ((1u << place.n_low) - 1)) << place.bit);
-            if (f.bits > place.n_low)
-                atomicOr(&w.words[place.top_word], (code >> place.n_low) << place.top_bit);
-            continue;
-        }
-        code_place place = f.family == FAMILY_TIER ? place_tiered(f.bits, HD, i / HD, i % HD)
-                                                   : place_code(f.is_k, f.bits, HD, i / HD, i % HD);
-        if (!place.torn)
-            atomicOr(&w.words[place.word], code << place.bit);
-        else
-            for (int bit = 0; bit < 3; bit++)
-                atomicOr(&w.words[place.word + bit], (code >> bit & 1) << place.bit);
-    }
+    pack_codes(f, HD, w.codes, w.words);
     __syncthreads();
     for (int i = threadIdx.x; i < n_words; i += blockDim.x)
         reinterpret_cast<uint32_t *>(tile)[i] = w.words[i];

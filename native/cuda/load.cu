@@ -73,8 +73,9 @@ struct matrix_sizes {
     size_t codes, high, scales, super;
 };
 
-matrix_sizes sizes_of(uint32_t kind, size_t n_blocks, size_t n_steps) {
+matrix_sizes sizes_of(uint32_t kind, uint32_t n_in, uint32_t n_out) {
     matrix_sizes s;
+    size_t n_blocks = (n_out + ROWS - 1) / ROWS, n_steps = (n_in + STEP - 1) / STEP;
     s.codes = n_blocks * n_steps * step_code_bytes(kind);
     s.high = n_blocks * n_steps * step_high_bytes(kind);
     s.scales = n_blocks * n_quads((uint32_t)n_steps) * QUAD * ROWS * 4 * step_scale_words(kind);
@@ -87,7 +88,7 @@ pykvq_status load_vector(const kvq_weight *w, weight_memory *to) {
     if (host == NULL)
         return fail(PYKVQ_E_MEMORY, "weight vector: out of host memory");
     w->type->dequantize(w->data, host, w->n_in);
-    to->n_bytes = w->n_in * sizeof(float);
+    to->n_bytes = weight_bytes(w);
     pykvq_status status = take(to->n_bytes, "weight vector", &to->memory);
     if (status == PYKVQ_OK)
         status = copy(to->memory, host, to->n_bytes);
@@ -117,8 +118,8 @@ pykvq_status load_matrix(const kvq_weight *w, uint8_t *staging, cudaStream_t str
     m->n_out = w->n_out;
     m->n_steps = (w->n_in + STEP - 1) / STEP;
     uint32_t n_blocks = (w->n_out + ROWS - 1) / ROWS;
-    matrix_sizes s = sizes_of(m->kind, n_blocks, m->n_steps);
-    to->n_bytes = s.codes + s.high + s.scales + s.super;
+    matrix_sizes s = sizes_of(m->kind, w->n_in, w->n_out);
+    to->n_bytes = weight_bytes(w);
     KVQ_TRY(take(to->n_bytes, "weights", &to->memory));
     uint8_t *at = (uint8_t *)to->memory;
     m->codes = (uint4 *)at;
@@ -154,6 +155,13 @@ pykvq_status load_matrix(const kvq_weight *w, uint8_t *staging, cudaStream_t str
 }
 
 } // namespace
+
+size_t weight_bytes(const kvq_weight *w) {
+    uint32_t kind;
+    native_kind(w->type, &kind);
+    matrix_sizes s = sizes_of(kind, w->n_in, w->n_out);
+    return w->n_out == 1 ? w->n_in * sizeof(float) : s.codes + s.high + s.scales + s.super;
+}
 
 pykvq_status load_weight(const kvq_weight *w, uint8_t *staging, cudaStream_t stream, weight_memory *to) {
     return w->n_out == 1 ? load_vector(w, to) : load_matrix(w, staging, stream, to);

@@ -19,6 +19,7 @@ struct weight_memory { /* kvq_weight.device */
 /* Zeroed device memory, or a sentence with what is free. */
 pykvq_status take(size_t n_bytes, const char *what, void **out);
 pykvq_status copy(void *dst, const void *src, size_t n_bytes);
+size_t weight_bytes(const kvq_weight *w); /* of what load_weight makes */
 /* A matrix in fragment order, or a vector of floats. staging: STAGING_BYTES of device memory */
 pykvq_status load_weight(const kvq_weight *w, uint8_t *staging, cudaStream_t stream, weight_memory *to);
 

@@ -238,12 +238,13 @@ typedef struct pykvq_engine_params {
     const char *kv_layers; /* "0-1,-1:q8_0,4:f16"; NULL: none */
     int32_t kv_sink;       /* tokens; -1: the type's default */
     int32_t kv_tail;       /* tokens; -1: the type's default */
-    bool exact; /* for measuring: weights become float32 in memory (once for all exact engines of a model), and activations
-                 * are never rounded to int8 (which moves logits by more than a good KV type does) */
+    bool exact; /* for measuring: on the CPU, weights become float32 in memory (once for all exact engines of a model) and
+                 * activations are never rounded to int8, which moves logits by more than a good KV type does; a GPU keeps
+                 * activations as half floats in products, exact or not */
 } pykvq_engine_params;
 
 typedef struct pykvq_plan {
-    uint64_t n_weight_bytes;  /* the mapped file */
+    uint64_t n_weight_bytes;  /* the mapped file; of a GPU, as all these, its own memory */
     uint64_t n_kv_bytes;      /* the page pools */
     uint64_t n_scratch_bytes; /* activations, logits, tables */
     uint64_t n_total_bytes;

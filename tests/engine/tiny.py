@@ -13,6 +13,7 @@ def write(
     *,
     n_layer: int = 2,
     n_ctx: int = 2048,
+    head_dim: int = HEAD_DIM,
     window: int | None = None,
     key_bias: float = 0,
     weight_type: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
@@ -27,8 +28,8 @@ def write(
     w.add_feed_forward_length(N_FF)
     w.add_head_count(N_HEAD)
     w.add_head_count_kv(N_HEAD_KV)
-    w.add_key_length(HEAD_DIM)
-    w.add_value_length(HEAD_DIM)
+    w.add_key_length(head_dim)
+    w.add_value_length(head_dim)
     w.add_layer_norm_rms_eps(1e-5)
     if window is not None:
         w.add_sliding_window(window)
@@ -48,14 +49,14 @@ def write(
             ["post_attention_norm", "post_ffw_norm"] if window is not None else []
         ):
             norm(p + name, N_EMBD)
-        matrix(p + "attn_q", N_HEAD * HEAD_DIM, N_EMBD)
-        matrix(p + "attn_k", N_HEAD_KV * HEAD_DIM, N_EMBD)
-        matrix(p + "attn_v", N_HEAD_KV * HEAD_DIM, N_EMBD)
+        matrix(p + "attn_q", N_HEAD * head_dim, N_EMBD)
+        matrix(p + "attn_k", N_HEAD_KV * head_dim, N_EMBD)
+        matrix(p + "attn_v", N_HEAD_KV * head_dim, N_EMBD)
         if key_bias:
-            bias = np.zeros((N_HEAD_KV, HEAD_DIM))
-            bias[:, [1, 4, 15, 16, 20, 31]] = rng.choice([-1, 1], (N_HEAD_KV, 6)) * key_bias
+            bias = np.zeros((N_HEAD_KV, head_dim))
+            bias[:, [1, 4, 15, head_dim // 2, 20, head_dim - 1]] = rng.choice([-1, 1], (N_HEAD_KV, 6)) * key_bias
             w.add_tensor(p + "attn_k.bias", bias.reshape(-1).astype(np.float32))
-        matrix(p + "attn_output", N_EMBD, N_HEAD * HEAD_DIM)
+        matrix(p + "attn_output", N_EMBD, N_HEAD * head_dim)
         matrix(p + "ffn_gate", N_FF, N_EMBD)
         matrix(p + "ffn_up", N_FF, N_EMBD)
         matrix(p + "ffn_down", N_EMBD, N_FF)

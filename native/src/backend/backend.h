@@ -70,6 +70,16 @@ static inline uint8_t *kvq_coded_v(const kvq_kv_layer *kv, kvq_page page, uint32
     return kvq_coded_k(kv, page, head) + kv->k_tile_bytes;
 }
 
+/* A page of a layer: where it lies, and its size. */
+static inline void *kvq_page_of(const kvq_kv_layer *kv, kvq_page page) {
+    return page & KVQ_PAGE_CODED ? (void *)kvq_coded_k(kv, page, 0) : (void *)kvq_raw_k(kv, page, 0);
+}
+
+static inline size_t kvq_layer_page_bytes(const kvq_kv_layer *kv, kvq_page page) {
+    return kv->n_head_kv *
+           (page & KVQ_PAGE_CODED ? kv->k_tile_bytes + kv->v_tile_bytes : kvq_raw_head_halfs(kv) * sizeof(uint16_t));
+}
+
 /* ---- one step ---- */
 
 enum {
@@ -143,12 +153,13 @@ typedef struct kvq_backend_ops {
     pykvq_status (*copy)(kvq_backend *be, void *dst, const void *src, size_t n_bytes); /* either side may be host memory */
     pykvq_status (*weight_load)(kvq_backend *be, kvq_weight *w); /* before the first step; makes w->device */
     void (*weight_free)(kvq_backend *be, kvq_weight *w);         /* what weight_load made, if anything */
-    pykvq_status (*kv_check)(kvq_backend *be, const kvq_codec *k,
-                             const kvq_codec *v); /* can attend read these? or a sentence */
     pykvq_status (*kv_load)(kvq_backend *be,
                             kvq_kv_layer *kv);          /* before the first step, of layers with a key bias; or NULL */
     void (*kv_free)(kvq_backend *be, kvq_kv_layer *kv); /* what kv_load made, if anything */
-    size_t (*scratch_bytes)(const kvq_backend *be);     /* what the backend itself holds beyond alloc */
+    /* A page of a layer to and from host memory, where it is as described above, whatever the order on the device. */
+    pykvq_status (*page_read)(kvq_backend *be, const kvq_kv_layer *kv, kvq_page page, void *out);
+    pykvq_status (*page_write)(kvq_backend *be, const kvq_kv_layer *kv, kvq_page page, const void *from);
+    size_t (*scratch_bytes)(const kvq_backend *be); /* what the backend itself holds beyond alloc */
 
     /* batch lives until step_end */
     pykvq_status (*step_begin)(kvq_backend *be, const kvq_batch *batch);
@@ -204,6 +215,13 @@ pykvq_status kvq_device_find(const char *name, kvq_device *out);
 pykvq_status kvq_backend_create(kvq_device device, const kvq_backend_limits *limits, kvq_backend **out);
 size_t kvq_backend_scratch_bytes(kvq_device device, const kvq_backend_limits *limits); /* what the create above takes */
 
+/* Can attention read encoded pages of these? or a sentence */
+pykvq_status kvq_device_kv_check(kvq_device device, const kvq_codec *k, const kvq_codec *v, uint32_t head_dim);
+/* Of GPUs: what a weight takes in their memory, and how much of that there is. */
+size_t kvq_device_weight_bytes(kvq_device device, const kvq_weight *w);
+pykvq_status kvq_device_memory(kvq_device device, size_t *n_free, size_t *n_total);
+
+pykvq_status kvq_cpu_kv_check(const kvq_codec *k, const kvq_codec *v);
 pykvq_status kvq_cpu_backend_create(const kvq_backend_limits *limits, kvq_backend **out);
 size_t kvq_cpu_backend_scratch_bytes(const kvq_backend_limits *limits); /* what the create above takes */
 

@@ -7,7 +7,7 @@ extern "C" {
 #endif
 #include "backend/backend.h"
 
-enum { KVQ_CUDA_ABI = 2 /* grows with every change of backend.h or codec.h */ };
+enum { KVQ_CUDA_ABI = 3 /* grows with every change of backend.h or codec.h */ };
 
 typedef struct kvq_cuda_host { /* what the core gives */
     uint32_t abi;
@@ -18,7 +18,10 @@ typedef struct kvq_cuda_host { /* what the core gives */
 typedef struct kvq_cuda_library {
     pykvq_status (*check_device)(void); /* a GPU that the library can use, or a sentence */
     pykvq_status (*create)(const kvq_backend_limits *limits, kvq_backend **out);
-    size_t (*scratch_bytes)(const kvq_backend_limits *limits); /* what create takes */
+    size_t (*scratch_bytes)(const kvq_backend_limits *limits);                           /* what create takes */
+    pykvq_status (*kv_check)(const kvq_codec *k, const kvq_codec *v, uint32_t head_dim); /* as kvq_device_kv_check */
+    size_t (*weight_bytes)(const kvq_weight *w);                                         /* of a weight on the GPU */
+    pykvq_status (*memory)(size_t *n_free, size_t *n_total);                             /* of the GPU */
 } kvq_cuda_library;
 
 #define KVQ_CUDA_OPEN "kvq_cuda_open"

@@ -68,3 +68,24 @@ size_t kvq_backend_scratch_bytes(kvq_device device, const kvq_backend_limits *li
         return cuda->scratch_bytes(limits);
     return kvq_cpu_backend_scratch_bytes(limits);
 }
+
+pykvq_status kvq_device_kv_check(kvq_device device, const kvq_codec *k, const kvq_codec *v, uint32_t head_dim) {
+    if (device == KVQ_DEVICE_CPU)
+        return kvq_cpu_kv_check(k, v);
+    const kvq_cuda_library *cuda;
+    KVQ_TRY(load_cuda(&cuda));
+    return cuda->kv_check(k, v, head_dim);
+}
+
+size_t kvq_device_weight_bytes(kvq_device device, const kvq_weight *w) {
+    const kvq_cuda_library *cuda;
+    return device == KVQ_DEVICE_CUDA && load_cuda(&cuda) == PYKVQ_OK ? cuda->weight_bytes(w) : 0;
+}
+
+pykvq_status kvq_device_memory(kvq_device device, size_t *n_free, size_t *n_total) {
+    const kvq_cuda_library *cuda;
+    if (device != KVQ_DEVICE_CUDA)
+        return kvq_fail(PYKVQ_E_UNSUPPORTED, "memory of a GPU: asked for of another device");
+    KVQ_TRY(load_cuda(&cuda));
+    return cuda->memory(n_free, n_total);
+}

@@ -114,10 +114,6 @@ static const float *vector_of(const kvq_weight *w) { /* (n_in) */
     return (const void *)w->data;
 }
 
-static pykvq_status op_kv_check(kvq_backend *be, const kvq_codec *k, const kvq_codec *v) {
-    return kvq_attend_check(k, v);
-}
-
 static pykvq_status op_step_begin(kvq_backend *be, const kvq_batch *batch) {
     cpu_of(be)->batch = batch;
     cpu_of(be)->n_ropes = 0;
@@ -367,6 +363,16 @@ static void op_encode(kvq_backend *be, const kvq_kv_layer *kv, const kvq_encode_
     for_parts(cpu_of(be), (size_t)n_jobs * kv->n_head_kv, KVQ_TILE * kv->head_dim, encode_part, &(encode_job){kv, jobs});
 }
 
+static pykvq_status op_page_read(kvq_backend *be, const kvq_kv_layer *kv, kvq_page page, void *out) {
+    memcpy(out, kvq_page_of(kv, page), kvq_layer_page_bytes(kv, page));
+    return PYKVQ_OK;
+}
+
+static pykvq_status op_page_write(kvq_backend *be, const kvq_kv_layer *kv, kvq_page page, const void *from) {
+    memcpy(kvq_page_of(kv, page), from, kvq_layer_page_bytes(kv, page));
+    return PYKVQ_OK;
+}
+
 static const kvq_backend_ops ops = {
     .name = "cpu",
     .host_memory = true,
@@ -376,7 +382,8 @@ static const kvq_backend_ops ops = {
     .copy = op_copy,
     .weight_load = op_weight_load,
     .weight_free = op_weight_free,
-    .kv_check = op_kv_check,
+    .page_read = op_page_read,
+    .page_write = op_page_write,
     .scratch_bytes = op_scratch_bytes,
     .step_begin = op_step_begin,
     .step_end = op_step_end,
@@ -390,6 +397,10 @@ static const kvq_backend_ops ops = {
     .attend = op_attend,
     .encode = op_encode,
 };
+
+pykvq_status kvq_cpu_kv_check(const kvq_codec *k, const kvq_codec *v) {
+    return kvq_attend_check(k, v);
+}
 
 pykvq_status kvq_cpu_backend_create(const kvq_backend_limits *limits, kvq_backend **out) {
     *out = NULL;

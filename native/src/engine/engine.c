@@ -113,7 +113,6 @@ static pykvq_status create_cache(pykvq_engine *e) {
         next += g->n_raw_pages * kvq_raw_head_halfs(kv) * h->n_head_kv * sizeof(uint16_t);
         if (g->n_coded_pages == 0)
             continue;
-        KVQ_TRY(be->ops->kv_check(be, kv->k, kv->v));
         kv->k_tile_bytes = kvq_tile_stride(kv->k, h->head_dim);
         kv->v_tile_bytes = kvq_tile_stride(kv->v, h->head_dim);
         kv->coded = next;
@@ -156,6 +155,7 @@ static pykvq_status create(pykvq_engine *e) {
 
 pykvq_status pykvq_engine_create(const pykvq_model *model, const pykvq_engine_params *params, pykvq_engine **out) {
     kvq_layout layout;
+    KVQ_TRY(kvq_fit_check(model, params));
     KVQ_TRY(kvq_layout_compute(model, params, &layout));
     pykvq_engine *e;
     pykvq_status status = kvq_alloc_array((void **)&e, 1, sizeof *e, "engine");
@@ -172,10 +172,13 @@ pykvq_status pykvq_engine_create(const pykvq_model *model, const pykvq_engine_pa
         pykvq_plan plan;
         kvq_layout_plan(model, &layout, &plan);
         pykvq_engine_destroy(e);
-        return status == PYKVQ_E_MEMORY ? kvq_fail_in(status, "engine of %.1f MiB (%.1f MiB of it KV cache for %u tokens)",
-                                                      (double)(plan.n_kv_bytes + plan.n_scratch_bytes) / 0x1p20,
-                                                      (double)plan.n_kv_bytes / 0x1p20, plan.n_ctx)
-                                        : status;
+        if (status != PYKVQ_E_MEMORY)
+            return status;
+        kvq_fail_in(status, "engine of %.1f MiB (%.1f MiB of it KV cache for %u tokens)",
+                    (double)(plan.n_kv_bytes + plan.n_scratch_bytes) / 0x1p20, (double)plan.n_kv_bytes / 0x1p20,
+                    plan.n_ctx);
+        KVQ_TRY(kvq_fit_check(model, params)); /* another process may have taken the memory meanwhile */
+        return status;
     }
     *out = e;
     return PYKVQ_OK;

@@ -18,7 +18,9 @@ typedef struct kvq_layout {
     size_t n_cache_bytes;             /* all pages of all layers */
     size_t n_activation_bytes;        /* of the buffers in kvq_forward but the logits */
     size_t n_logits_bytes;
-    size_t n_host_bytes; /* page tables, token lists, batch arrays, copies of the weight table */
+    size_t n_weight_bytes; /* what the device holds: on the CPU, the mapped file */
+    size_t n_bias_bytes;   /* tables of key biases */
+    size_t n_host_bytes;   /* page tables, token lists, batch arrays, copies of the weight table */
     kvq_backend_limits limits;
 } kvq_layout;
 

@@ -74,6 +74,16 @@ static pykvq_status size_groups(const pykvq_model *m, kvq_layout *l) {
     return PYKVQ_OK;
 }
 
+/* Can the device read the pages that there will be? */
+static pykvq_status check_types(const pykvq_model *m, const kvq_layout *l) {
+    const kvq_kv_type *f16 = kvq_kv_type_at(0);
+    KVQ_TRY(kvq_device_kv_check(l->device, f16->k, f16->v, m->h.head_dim));
+    for (uint32_t i = 0; i < m->h.n_layer; i++)
+        if (l->groups[m->weights.layers[i].windowed].n_coded_pages > 0)
+            KVQ_TRY(kvq_device_kv_check(l->device, l->spec.k[i], l->spec.v[i], m->h.head_dim));
+    return PYKVQ_OK;
+}
+
 /* Bytes of what create_key_biases makes. */
 static pykvq_status size_key_biases(const pykvq_model *m, kvq_layout *l) {
     const kvq_hparams *h = &m->h;
@@ -83,10 +93,25 @@ static pykvq_status size_key_biases(const pykvq_model *m, kvq_layout *l) {
     for (uint32_t i = 0; i < h->n_layer; i++) {
         bool coded = l->groups[m->weights.layers[i].windowed].n_coded_pages > 0 && kvq_model_key_bias(m, i, bias);
         uint32_t n_pairs = coded ? kvq_key_bias_n_pairs(bias, h->n_head_kv, h->head_dim, &rope) : 0;
-        l->n_host_bytes += n_pairs == 0 ? 0 : kvq_key_bias_bytes(n_pairs, h->n_head_kv, l->n_tiles);
+        l->n_bias_bytes += n_pairs == 0 ? 0 : kvq_key_bias_bytes(n_pairs, h->n_head_kv, l->n_tiles);
     }
     kvq_free(bias, (size_t)h->n_head_kv * h->head_dim * sizeof *bias);
     return PYKVQ_OK;
+}
+
+static pykvq_status add_weight(void *context, kvq_weight *w) {
+    kvq_layout *l = context;
+    l->n_weight_bytes += kvq_device_weight_bytes(l->device, w);
+    return PYKVQ_OK;
+}
+
+/* What the device holds of the weights. */
+static void size_weights(const pykvq_model *m, kvq_layout *l) {
+    kvq_weights weights = m->weights;
+    if (l->device == KVQ_DEVICE_CPU)
+        l->n_weight_bytes = pykvq_gguf_n_bytes(m->gguf);
+    else
+        kvq_weights_each(&weights, add_weight, l);
 }
 
 static void size_buffers(const pykvq_model *m, bool exact, kvq_layout *l) {
@@ -132,7 +157,10 @@ pykvq_status kvq_layout_compute(const pykvq_model *m, const pykvq_engine_params 
     KVQ_TRY(size_counts(m, &p, &l));
     KVQ_TRY(kvq_kv_spec_parse(p.kv, p.kv_k, p.kv_v, p.kv_layers, p.kv_sink, p.kv_tail, m->h.n_layer, &l.spec));
     pykvq_status status = size_groups(m, &l);
-    size_buffers(m, p.exact, &l);
+    size_buffers(m, p.exact && l.device == KVQ_DEVICE_CPU, &l); /* a GPU never rounds activations to int8 */
+    size_weights(m, &l);
+    if (status == PYKVQ_OK)
+        status = check_types(m, &l);
     if (status == PYKVQ_OK)
         status = size_key_biases(m, &l);
     if (status != PYKVQ_OK) {
@@ -160,9 +188,11 @@ void kvq_layout_plan(const pykvq_model *m, const kvq_layout *l, pykvq_plan *out)
     }
     plan.kv_bits_per_element = context_bits / context_elements;
     plan.n_kv_bytes = l->n_cache_bytes;
-    plan.n_weight_bytes = pykvq_gguf_n_bytes(m->gguf);
-    plan.n_scratch_bytes = l->n_activation_bytes + l->n_logits_bytes + l->n_host_bytes +
+    plan.n_weight_bytes = l->n_weight_bytes;
+    plan.n_scratch_bytes = l->n_activation_bytes + l->n_logits_bytes + l->n_bias_bytes +
                            kvq_backend_scratch_bytes(l->device, &l->limits);
+    if (l->device == KVQ_DEVICE_CPU)
+        plan.n_scratch_bytes += l->n_host_bytes;
     plan.n_total_bytes = plan.n_weight_bytes + plan.n_kv_bytes + plan.n_scratch_bytes;
     *out = plan;
 }

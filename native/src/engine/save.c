@@ -77,21 +77,11 @@ static codec_entry make_entry(const kvq_kv_layer *kv) {
     return entry;
 }
 
-/* A page of a layer: where it lies, and its size. */
-static void *page_of(const kvq_kv_layer *kv, kvq_page page, size_t *n_bytes) {
-    if (page & KVQ_PAGE_CODED) {
-        *n_bytes = (kv->k_tile_bytes + kv->v_tile_bytes) * kv->n_head_kv;
-        return kvq_coded_k(kv, page, 0);
-    }
-    *n_bytes = kvq_raw_head_halfs(kv) * kv->n_head_kv * sizeof(uint16_t);
-    return kvq_raw_k(kv, page, 0);
-}
-
 static size_t largest_page(const pykvq_engine *e) {
-    size_t most = 0, n_bytes;
+    size_t most = 0;
     for (uint32_t i = 0; i < e->model->h.n_layer; i++)
         for (int coded = 0; coded < 2; coded++) {
-            page_of(&e->forward.kv[i], coded ? KVQ_PAGE_CODED : 0, &n_bytes);
+            size_t n_bytes = kvq_layer_page_bytes(&e->forward.kv[i], coded ? KVQ_PAGE_CODED : 0);
             most = n_bytes > most ? n_bytes : most;
         }
     return most;
@@ -118,10 +108,10 @@ static pykvq_status put_pages(writer *w, const pykvq_seq *seq, void *buffer) {
             for (uint32_t i = 0; i < e->model->h.n_layer; i++) {
                 if (e->model->weights.layers[i].windowed != group)
                     continue;
-                size_t n_bytes;
-                const void *page = page_of(&e->forward.kv[i], seq->pages[group][tile], &n_bytes);
-                KVQ_TRY(e->forward.be->ops->copy(e->forward.be, buffer, page, n_bytes));
-                put(w, buffer, n_bytes);
+                const kvq_kv_layer *kv = &e->forward.kv[i];
+                kvq_page page = seq->pages[group][tile];
+                KVQ_TRY(e->forward.be->ops->page_read(e->forward.be, kv, page, buffer));
+                put(w, buffer, kvq_layer_page_bytes(kv, page));
             }
     return PYKVQ_OK;
 }
@@ -165,17 +155,8 @@ static pykvq_status write_file(const pykvq_seq *seq, const char *path, const cha
     return status;
 }
 
-/* Files hold pages in the canonical order, which is that of backends with host memory. */
-static pykvq_status check_order(const pykvq_engine *e) {
-    const kvq_backend_ops *ops = e->forward.be->ops;
-    return ops->host_memory ? PYKVQ_OK
-                            : kvq_fail(PYKVQ_E_UNSUPPORTED,
-                                       "sequence: saving and loading are not implemented on device '%s'", ops->name);
-}
-
 pykvq_status pykvq_seq_save(pykvq_seq *seq, const char *path) {
     pykvq_engine *e = seq->engine;
-    KVQ_TRY(check_order(e));
     KVQ_TRY(kvq_engine_enter(e));
     size_t n_buffer = largest_page(e) + KVQ_MAX_GROUPS * e->layout.n_tiles, n_name = strlen(path) + 32;
     void *buffer, *temporary = NULL;
@@ -309,10 +290,10 @@ static pykvq_status restore(pykvq_seq *seq, const saved *s) {
             for (uint32_t i = 0; i < e->model->h.n_layer; i++) {
                 if (e->model->weights.layers[i].windowed != group)
                     continue;
-                size_t n_bytes;
-                void *page = page_of(&e->forward.kv[i], seq->pages[group][tile], &n_bytes);
-                KVQ_TRY(e->forward.be->ops->copy(e->forward.be, page, from, n_bytes));
-                from += n_bytes;
+                const kvq_kv_layer *kv = &e->forward.kv[i];
+                kvq_page page = seq->pages[group][tile];
+                KVQ_TRY(e->forward.be->ops->page_write(e->forward.be, kv, page, from));
+                from += kvq_layer_page_bytes(kv, page);
             }
     }
     memcpy(seq->tokens, s->tokens, s->head.n_tokens * sizeof(int32_t));
@@ -354,7 +335,6 @@ static pykvq_status load(pykvq_seq *seq, const char *path) {
 }
 
 pykvq_status pykvq_seq_load(pykvq_seq *seq, const char *path) {
-    KVQ_TRY(check_order(seq->engine));
     KVQ_TRY(kvq_engine_enter(seq->engine));
     pykvq_status status = load(seq, path);
     kvq_engine_leave(seq->engine);

@@ -164,6 +164,11 @@ enum cudaError_t {
     cudaErrorInvalidValue,
     cudaErrorMemoryAllocation,
     cudaErrorInsufficientDriver = 35,
+    cudaErrorDevicesUnavailable = 46,
+    cudaErrorNoDevice = 100,
+    cudaErrorNoKernelImageForDevice = 209,
+    cudaErrorLaunchFailure = 719,
+    cudaErrorUnknown = 999,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDefault };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
@@ -214,9 +219,9 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
 template <typename F> cudaError_t cudaFuncSetAttribute(F, int, int) {
     return cudaSuccess;
 }
+cudaError_t emulated_attributes(cudaFuncAttributes *out);
 template <typename F> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *out, F) {
-    out->binaryVersion = 90;
-    return cudaSuccess;
+    return emulated_attributes(out);
 }
 template <typename F> cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *out, F, int, size_t) {
     *out = 2;

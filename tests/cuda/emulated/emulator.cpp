@@ -1,4 +1,13 @@
-/* Fibers for the threads of a block, guarded memory, and graphs as lists of launches. */
+/*
+ * Fibers for the threads of a block, guarded memory, and graphs as lists of launches. The environment says what the GPU is
+ * like and what happens to it:
+ *
+ *   EMULATED_FREE        bytes of memory (default 8 GiB)
+ *   EMULATED_DRIVER      the driver's version, e.g. 12040 (default 13000); 0: none
+ *   EMULATED_CAPABILITY  compute capability, e.g. 75 (default 90)
+ *   EMULATED_BUSY        set: another process has it for itself
+ *   EMULATED_LOST_AT     the graph launch, from 1, in which the GPU is lost; every later call fails too
+ */
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +22,11 @@
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
+
+size_t setting(const char *name, size_t otherwise) {
+    const char *value = getenv(name);
+    return value != NULL ? strtoull(value, NULL, 10) : otherwise;
+}
 
 enum { MAX_THREADS = 1024, STACK_BYTES = 256 << 10, SHARED_BYTES = 227 << 10, PAGE = 4096 };
 
@@ -115,7 +129,7 @@ void run_kernel(dim3 grid, unsigned n_threads) {
 bool prepare() {
     stacks = (uint8_t *)mmap(NULL, (size_t)MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    cudaMalloc(&shared, SHARED_BYTES);
+    cudaMallocHost(&shared, SHARED_BYTES);
     return true;
 }
 
@@ -186,36 +200,65 @@ void emulated_wait(int n_open) {
 
 /* ---- memory ---- */
 
+static size_t n_allocated;
+static bool is_lost;
+
+/* What every call may give. */
+static cudaError_t state() {
+    return is_lost ? cudaErrorLaunchFailure : setting("EMULATED_BUSY", 0) ? cudaErrorDevicesUnavailable : cudaSuccess;
+}
+
+static size_t n_bytes_free() {
+    size_t n_total = setting("EMULATED_FREE", (size_t)8 << 30);
+    return n_allocated < n_total ? n_total - n_allocated : 0;
+}
+
+static size_t *size_of(void *memory) { /* pages, bytes */
+    return (size_t *)((uintptr_t)memory / PAGE * PAGE - PAGE);
+}
+
 /* The bytes end at a page that cannot be touched, but for rounding up to 64. The page in front holds the size. */
-cudaError_t cudaMalloc(void **out, size_t n_bytes) {
+static cudaError_t allocate(void **out, size_t n_bytes) {
     size_t rounded = (n_bytes + 63) / 64 * 64, n_pages = (rounded + PAGE - 1) / PAGE + 2;
-    if (getenv("EMULATED_BYTES") != NULL && n_bytes > strtoull(getenv("EMULATED_BYTES"), NULL, 10))
-        return cudaErrorMemoryAllocation;
+    if (state() != cudaSuccess)
+        return state();
     uint8_t *memory = (uint8_t *)mmap(NULL, n_pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED || mprotect(memory + (n_pages - 1) * PAGE, PAGE, PROT_NONE) != 0)
         return cudaErrorMemoryAllocation;
-    memcpy(memory, &n_pages, sizeof n_pages);
+    ((size_t *)memory)[0] = n_pages;
+    ((size_t *)memory)[1] = n_bytes;
     *out = memory + (n_pages - 1) * PAGE - rounded;
     memset(*out, 0xff, n_bytes);
     return cudaSuccess;
 }
 
-cudaError_t cudaFree(void *memory) {
+static cudaError_t release(void *memory) {
     if (memory == NULL)
         return cudaSuccess;
-    uint8_t *first = (uint8_t *)((uintptr_t)memory / PAGE * PAGE) - PAGE;
-    size_t n_pages;
-    memcpy(&n_pages, first, sizeof n_pages);
-    munmap(first, n_pages * PAGE);
-    return cudaSuccess;
+    size_t *size = size_of(memory);
+    munmap(size, size[0] * PAGE);
+    return state();
+}
+
+cudaError_t cudaMalloc(void **out, size_t n_bytes) {
+    if (n_bytes > n_bytes_free())
+        return cudaErrorMemoryAllocation;
+    cudaError_t error = allocate(out, n_bytes);
+    n_allocated += error == cudaSuccess ? n_bytes : 0;
+    return error;
+}
+
+cudaError_t cudaFree(void *memory) {
+    n_allocated -= memory != NULL ? size_of(memory)[1] : 0;
+    return release(memory);
 }
 
 cudaError_t cudaMallocHost(void **out, size_t n_bytes) {
-    return cudaMalloc(out, n_bytes);
+    return allocate(out, n_bytes);
 }
 
 cudaError_t cudaFreeHost(void *memory) {
-    return cudaFree(memory);
+    return release(memory);
 }
 
 cudaError_t cudaMemset(void *memory, int value, size_t n_bytes) {
@@ -224,14 +267,15 @@ cudaError_t cudaMemset(void *memory, int value, size_t n_bytes) {
 }
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t n_bytes, cudaMemcpyKind) {
-    memmove(to, from, n_bytes);
-    return cudaSuccess;
+    if (state() == cudaSuccess)
+        memmove(to, from, n_bytes);
+    return state();
 }
 
 cudaError_t cudaMemGetInfo(size_t *n_free, size_t *n_total) {
-    *n_free = (size_t)8 << 30;
-    *n_total = (size_t)16 << 30;
-    return cudaSuccess;
+    *n_free = n_bytes_free();
+    *n_total = setting("EMULATED_FREE", (size_t)8 << 30);
+    return state();
 }
 
 /* ---- streams and graphs ---- */
@@ -286,6 +330,10 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsign
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+    static size_t n_launches;
+    is_lost |= ++n_launches == setting("EMULATED_LOST_AT", 0);
+    if (is_lost)
+        return state();
     for (const std::function<void()> &work : graph->launches)
         work();
     return cudaSuccess;
@@ -311,7 +359,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return cudaSuccess;
+    return state();
 }
 
 /* ---- the device ---- */
@@ -320,17 +368,26 @@ cudaError_t cudaGetLastError() {
     return cudaSuccess;
 }
 
-const char *cudaGetErrorString(cudaError_t) {
-    return "emulated";
+const char *cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorLaunchFailure        ? "unspecified launch failure"
+           : error == cudaErrorDevicesUnavailable ? "CUDA-capable device(s) is/are busy or unavailable"
+                                                  : "emulated";
+}
+
+cudaError_t emulated_attributes(cudaFuncAttributes *out) {
+    out->binaryVersion = 90;
+    return state() != cudaSuccess                    ? state()
+           : setting("EMULATED_CAPABILITY", 90) < 80 ? cudaErrorNoKernelImageForDevice
+                                                     : cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceCount(int *n) {
     *n = 1;
-    return cudaSuccess;
+    return setting("EMULATED_DRIVER", 13000) < 13000 ? cudaErrorInsufficientDriver : cudaSuccess;
 }
 
 cudaError_t cudaDriverGetVersion(int *version) {
-    *version = 13000;
+    *version = (int)setting("EMULATED_DRIVER", 13000);
     return cudaSuccess;
 }
 
@@ -346,7 +403,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
     snprintf(properties->name, sizeof properties->name, "emulated GPU");
-    properties->major = 9;
-    properties->minor = 0;
+    properties->major = (int)setting("EMULATED_CAPABILITY", 90) / 10;
+    properties->minor = (int)setting("EMULATED_CAPABILITY", 90) % 10;
     return cudaSuccess;
 }
