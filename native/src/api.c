@@ -5,6 +5,7 @@
 #include "backend/backend.h"
 #include "base/memory.h"
 #include "base/threads.h"
+#include "cpu/encode.h"
 #include "cpu/linear.h"
 #include "cpu/quantize.h"
 #include "kv/spec.h"
@@ -197,7 +198,7 @@ pykvq_status pykvq_kv_tile_bytes(const char *type, char side, uint32_t head_dim,
 pykvq_status pykvq_kv_encode(const char *type, char side, uint32_t head_dim, const float *x, uint8_t *tile) {
     const kvq_codec *codec;
     KVQ_TRY(find_codec(type, side, head_dim, &codec));
-    codec->encode(codec, x, head_dim, tile);
+    kvq_encode_tokens(codec, x, head_dim, tile);
     return PYKVQ_OK;
 }
 

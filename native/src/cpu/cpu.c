@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "base/threads.h"
 #include "cpu/attend.h"
+#include "cpu/encode.h"
 #include "cpu/isa.h"
 #include "cpu/linear.h"
 #include "cpu/row.h"
@@ -342,20 +343,18 @@ static void encode_part(void *context, size_t first, size_t end) {
     const encode_job *j = context;
     const kvq_kv_layer *kv = j->kv;
     const kvq_row_kernels *kernels = row_kernels();
-    float x[KVQ_TILE * KVQ_MAX_HEAD_DIM], channel[KVQ_TILE]; /* x: (64, head_dim) */
+    const kvq_tile_encoder *k_encoder = kvq_encoder_of(kv->k), *v_encoder = kvq_encoder_of(kv->v);
+    size_t n = (size_t)KVQ_TILE * kv->head_dim;
+    float x[KVQ_TILE * KVQ_MAX_HEAD_DIM]; /* a head's tile as its page has it */
     for (size_t i = first; i < end; i++) {
         const kvq_encode_job *job = &j->jobs[i / kv->n_head_kv];
         uint32_t head = (uint32_t)(i % kv->n_head_kv);
-        for (uint32_t d = 0; d < kv->head_dim; d++) {
-            kernels->from_f16(kvq_raw_k(kv, job->raw, head) + d * KVQ_TILE, KVQ_TILE, channel);
-            for (uint32_t t = 0; t < KVQ_TILE; t++)
-                x[t * kv->head_dim + d] = channel[t];
-        }
+        kernels->from_f16(kvq_raw_k(kv, job->raw, head), n, x);
         if (kv->key_bias != NULL)
-            kvq_key_bias_remove(kv->key_bias, head, job->tile, kv->head_dim, x);
-        kv->k->encode(kv->k, x, kv->head_dim, kvq_coded_k(kv, job->coded, head));
-        kernels->from_f16(kvq_raw_v(kv, job->raw, head), (size_t)KVQ_TILE * kv->head_dim, x);
-        kv->v->encode(kv->v, x, kv->head_dim, kvq_coded_v(kv, job->coded, head));
+            kvq_key_bias_remove_rows(kv->key_bias, head, job->tile, x);
+        k_encoder->encode(kv->k, x, kv->head_dim, kvq_coded_k(kv, job->coded, head));
+        kernels->from_f16(kvq_raw_v(kv, job->raw, head), n, x);
+        v_encoder->encode(kv->v, x, kv->head_dim, kvq_coded_v(kv, job->coded, head));
     }
 }
 

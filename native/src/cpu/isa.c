@@ -1,4 +1,5 @@
 #include "cpu/isa.h"
+#include "cpu/encode.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -10,9 +11,10 @@
     extern const struct kvq_linear_kernels kvq_linear_##isa;                                                               \
     extern const struct kvq_attend_kernels kvq_attend_##isa;                                                               \
     extern const struct kvq_row_kernels kvq_row_##isa;                                                                     \
-    extern const struct kvq_quantize_kernels kvq_quantize_##isa;
+    extern const struct kvq_quantize_kernels kvq_quantize_##isa;                                                           \
+    extern const kvq_tile_encoder kvq_encoders_##isa[];
 
-#define TABLES(isa) {#isa, &kvq_linear_##isa, &kvq_attend_##isa, &kvq_row_##isa, &kvq_quantize_##isa}
+#define TABLES(isa) {#isa, &kvq_linear_##isa, &kvq_attend_##isa, &kvq_row_##isa, &kvq_quantize_##isa, kvq_encoders_##isa}
 
 DECLARE(scalar)
 static bool has_scalar(void) {

@@ -13,6 +13,7 @@ struct kvq_linear_kernels;
 struct kvq_attend_kernels;
 struct kvq_row_kernels;
 struct kvq_quantize_kernels;
+struct kvq_tile_encoder;
 
 typedef struct kvq_kernels {
     const char *isa;
@@ -20,6 +21,7 @@ typedef struct kvq_kernels {
     const struct kvq_attend_kernels *attend;     /* cpu/attend.h: scores, softmax, mixing */
     const struct kvq_row_kernels *row;           /* cpu/row.h: norms, RoPE, activations, conversions */
     const struct kvq_quantize_kernels *quantize; /* cpu/quantize.h: weights into blocks */
+    const struct kvq_tile_encoder *encoders;     /* cpu/encode.h: keys and values into tiles; a list */
 } kvq_kernels;
 
 /* The tables in use. Chosen once, on first use. */

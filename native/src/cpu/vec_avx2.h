@@ -49,6 +49,9 @@ VEC_INLINE vf32 vf_mul(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_div(vf32 a, vf32 b) {
     return _mm256_div_ps(a, b);
 }
+VEC_INLINE vf32 vf_sqrt(vf32 a) {
+    return _mm256_sqrt_ps(a);
+}
 VEC_INLINE vf32 vf_fma(vf32 a, vf32 b, vf32 c) {
     return _mm256_fmadd_ps(a, b, c);
 }

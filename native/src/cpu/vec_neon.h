@@ -50,6 +50,9 @@ VEC_INLINE vf32 vf_mul(vf32 a, vf32 b) {
 VEC_INLINE vf32 vf_div(vf32 a, vf32 b) {
     return vdivq_f32(a, b);
 }
+VEC_INLINE vf32 vf_sqrt(vf32 a) {
+    return vsqrtq_f32(a);
+}
 VEC_INLINE vf32 vf_fma(vf32 a, vf32 b, vf32 c) {
     return vfmaq_f32(c, a, b);
 }

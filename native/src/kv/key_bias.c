@@ -89,7 +89,9 @@ static const float *turn_of(const kvq_key_bias *b, uint32_t head, uint32_t tile)
     return b->turn + ((size_t)head * b->n_tiles + tile) * 2 * b->n_pairs;
 }
 
-void kvq_key_bias_remove(const kvq_key_bias *b, uint32_t head, uint32_t tile, uint32_t head_dim, float *k) {
+/* Element (t, d) of the keys is k[t * token_stride + d * channel_stride]. */
+static inline void remove_bias(const kvq_key_bias *b, uint32_t head, uint32_t tile, uint32_t token_stride,
+                               uint32_t channel_stride, float *k) {
     const float *cos_start = turn_of(b, head, tile), *sin_start = cos_start + b->n_pairs;
     const float *cos_wave = kvq_key_bias_wave(b, head), *sin_wave = cos_wave + b->n_pairs * KVQ_TILE;
     for (uint32_t i = 0; i < b->n_pairs; i++) {
@@ -98,10 +100,18 @@ void kvq_key_bias_remove(const kvq_key_bias *b, uint32_t head, uint32_t tile, ui
         for (uint32_t t = 0; t < KVQ_TILE; t++) {
             float cos_t = cos_wave[i * KVQ_TILE + t], sin_t = sin_wave[i * KVQ_TILE + t];
             float cos_j = cos_start[i] * cos_t - sin_start[i] * sin_t, sin_j = sin_start[i] * cos_t + cos_start[i] * sin_t;
-            k[t * head_dim + b->c[at]] -= b_c * cos_j - b_s * sin_j;
-            k[t * head_dim + b->s[at]] -= b_c * sin_j + b_s * cos_j;
+            k[t * token_stride + b->c[at] * channel_stride] -= b_c * cos_j - b_s * sin_j;
+            k[t * token_stride + b->s[at] * channel_stride] -= b_c * sin_j + b_s * cos_j;
         }
     }
+}
+
+void kvq_key_bias_remove(const kvq_key_bias *b, uint32_t head, uint32_t tile, uint32_t head_dim, float *k) {
+    remove_bias(b, head, tile, head_dim, 1, k);
+}
+
+void kvq_key_bias_remove_rows(const kvq_key_bias *b, uint32_t head, uint32_t tile, float *k) {
+    remove_bias(b, head, tile, 1, KVQ_TILE, k);
 }
 
 void kvq_key_bias_query(const kvq_key_bias *b, uint32_t head, uint32_t tile, const float *q, float *ab) {

@@ -45,6 +45,8 @@ void kvq_key_bias_destroy(kvq_key_bias *key_bias);
 
 /* k (64, head_dim), the keys of a head in this tile, minus the bias */
 void kvq_key_bias_remove(const kvq_key_bias *key_bias, uint32_t head, uint32_t tile, uint32_t head_dim, float *k);
+/* The same for k (head_dim, 64), as an f16 page has it */
+void kvq_key_bias_remove_rows(const kvq_key_bias *key_bias, uint32_t head, uint32_t tile, float *k);
 /* ab (2 n_pairs): A and B above, of one query q (head_dim); the logits get ab . wave */
 void kvq_key_bias_query(const kvq_key_bias *key_bias, uint32_t head, uint32_t tile, const float *q, float *ab);
 
