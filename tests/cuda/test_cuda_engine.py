@@ -7,8 +7,8 @@ measured by the spread of the logits. test_cuda_emulated.py runs this file witho
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 from conftest import write_llama
@@ -17,6 +17,7 @@ from engine import tiny
 import pykvq
 from pykvq import evaluation, kv
 from pykvq.device import device_problem
+from pykvq.quantize import quantize
 
 pytestmark = pytest.mark.cuda
 TEXT = [int(t) for t in np.random.default_rng(5).integers(0, tiny.N_VOCAB, 1200)]
@@ -112,11 +113,35 @@ def test_a_cache_of_the_gpu_continues_everywhere(model, kv_type, tmp_path):
         assert difference(next_logits(engine, sequence, TEXT[300:310]), expected) < ROUNDED_QUERIES
 
 
-@pytest.mark.parametrize("weights", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0"])
+@pytest.mark.parametrize("weights", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K_M", "Q5_K_S"])
 def test_weights(weights, tmp_path):
-    path = tiny.write(tmp_path / "model.gguf", weight_type=gguf.GGMLQuantizationType[weights])
+    path = tiny.write(tmp_path / "model.gguf", n_embd=256, n_ff=512, head_dim=64)
+    if weights != "F32":
+        path = tmp_path / "narrow.gguf"
+        for _ in quantize(tmp_path / "model.gguf", path, weights):
+            pass
     with pykvq.Model.open(path) as model, engine_on("cpu", model) as cpu, engine_on("cuda", model) as gpu:
         assert difference(prompt_logits(gpu, TEXT[:70]), prompt_logits(cpu, TEXT[:70])) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama-mha80", "llama3-tied", "qwen2", "qwen3", "gemma2-256", "gemma3", "phi3-long", "phi4-mini", "smollm3"],
+)
+def test_architectures(name, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "model")
+    from hf_gguf import write_gguf
+    from tiny_models import tiny_model
+
+    write_gguf(tiny_model(name), tmp_path / "model.gguf")
+    with pykvq.Model.open(tmp_path / "model.gguf") as model:
+        for options in ({}, {"kv": "q8_0", "kv_sink": 0, "kv_tail": 0, "batch": 64}):
+            with engine_on("cpu", model, **options) as cpu, engine_on("cuda", model, **options) as gpu:
+                expected = prompt_logits(cpu, TEXT[:130])
+                assert difference(prompt_logits(gpu, TEXT[:130]), expected) < (
+                    ROUNDED_QUERIES if options else TOLERANCE
+                )
 
 
 def test_chunks_and_single_tokens_agree(model):
