@@ -137,7 +137,7 @@ def _cuda() -> Iterator[Finding]:
     seen = f" (this machine has {', '.join(gpus)})" if gpus else ""
     text = problem.removeprefix("device 'cuda': ")
     if not library.exists():
-        text = "this build has no CUDA library; build with -DPYKVQ_CUDA=ON where nvcc is"
+        text = "this build has no CUDA library; where nvcc is: pip install . -C cmake.define.PYKVQ_CUDA=ON"
     yield Finding("cuda", "missing", f"{text}{seen}", facts | {"gpus": gpus, "problem": problem})
 
 
