@@ -51,6 +51,9 @@ void op_destroy(kvq_backend *be) {
     cudaFree(c->partial);
     cudaFree(c->partial_max);
     cudaFree(c->arrived);
+    cudaFree(c->staged);
+    cudaFree(c->prefill_partial);
+    cudaFree(c->prefill_max_sum);
     cudaFreeHost(c->host.tokens);
     cudaFree(c->device.tokens);
     cudaFree(c->ropes[0].device);
@@ -140,7 +143,9 @@ scratch_sizes size_scratch(cuda_backend *c) {
     s.x_sums = n_steps * 4 * LINEAR_MAX_ROWS * sizeof(float);
     s.ropes = MAX_ROPES * KVQ_MAX_HEAD_DIM * sizeof(float);
     c->n_scratch_bytes = s.arrays + s.fragments + s.x_sums + s.ropes + STAGING_BYTES + MAX_VARIANTS * units_bytes(c) +
-                         partial_bytes(c) + partial_max_bytes(c) + c->max_units * sizeof(uint32_t);
+                         partial_bytes(c) + partial_max_bytes(c) + c->max_units * sizeof(uint32_t) +
+                         prefill_staged_bytes(l) +
+                         prefill_partial_bytes(l) + prefill_max_sum_bytes(l);
     return s;
 }
 
@@ -162,6 +167,9 @@ pykvq_status prepare(cuda_backend *c) {
     KVQ_TRY(take(partial_bytes(c), "partial attention", (void **)&c->partial));
     KVQ_TRY(take(partial_max_bytes(c), "partial attention", (void **)&c->partial_max));
     KVQ_TRY(take(c->max_units * sizeof(uint32_t), "partial attention", (void **)&c->arrived));
+    KVQ_TRY(take(prefill_staged_bytes(&c->limits), "staged tiles", (void **)&c->staged));
+    KVQ_TRY(take(prefill_partial_bytes(&c->limits), "partial attention", (void **)&c->prefill_partial));
+    KVQ_TRY(take(prefill_max_sum_bytes(&c->limits), "partial attention", (void **)&c->prefill_max_sum));
     if (cudaMallocHost(&c->host_units, MAX_VARIANTS * units_bytes(c)) != cudaSuccess)
         return fail(PYKVQ_E_MEMORY, "units of attention: no %zu bytes of pinned host memory",
                     MAX_VARIANTS * units_bytes(c));

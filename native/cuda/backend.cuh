@@ -15,6 +15,7 @@
 #include "kernels.h"
 #include "load.h"
 #include "plan.h"
+#include "prefill.h"
 
 enum { MAX_ROPES = 2, MAX_VARIANTS = 32, MAX_GRAPHS = 64, MAX_SPANS = 1 << 12, MAX_BLOCKS = 1024 };
 
@@ -65,6 +66,9 @@ struct cuda_backend {
     uint8_t *units, *host_units;  /* (MAX_VARIANTS, { n_units, units }) device, pinned */
     float *partial, *partial_max; /* of the attention that runs: layers wait for each other */
     uint32_t *arrived;            /* (max_units) */
+    uint8_t *staged;              /* tiles of prefill attention, and its sums */
+    float *prefill_partial;
+    float2 *prefill_max_sum;
     variant variants[MAX_VARIANTS];
     uint32_t n_variants, variants_used;
     kept_graph graphs[MAX_GRAPHS];

@@ -162,32 +162,20 @@ void op_store(kvq_backend *be, const kvq_heads *h) {
     launch_store(a, c->batch->n_tokens, c->stream);
 }
 
-void op_attend(kvq_backend *be, const kvq_attention *t) {
-    cuda_backend *c = cuda_of(be);
-    if (c->replay != NULL)
-        return;
-    flush_norm(c);
+/* Spans of a few tokens: units of 8 or 16 columns. */
+static void attend_short(cuda_backend *c, const kvq_attention *t, uint32_t longest) {
     const kvq_kv_layer *kv = t->kv;
     attend_args a = {};
     tile_format format;
-    if (!describe_codec(kv->k, kv->head_dim, &a.k, &format) || !describe_codec(kv->v, kv->head_dim, &a.v, &format)) {
-        c->refusal = "attention: a KV type that the GPU has no kernel for";
-        return;
-    }
+    describe_codec(kv->k, kv->head_dim, &a.k, &format);
+    describe_codec(kv->v, kv->head_dim, &a.v, &format);
     a.bias = bias_of(kv);
-    if (t->sink_logits != NULL) {
-        c->refusal = "attention: sink logits are not implemented on the GPU";
-        return;
-    }
     plan_shape shape = {};
-    uint32_t head_group = t->n_head / kv->n_head_kv, longest = 0;
-    for (uint32_t i = 0; i < c->batch->n_spans; i++)
-        longest = c->batch->spans[i].n_tokens > longest ? c->batch->spans[i].n_tokens : longest;
     shape.group = t->group;
     shape.window = t->window;
     shape.n_head_kv = kv->n_head_kv;
-    shape.head_group = head_group;
-    shape.n_cols = longest * head_group <= 8 ? 8 : 16;
+    shape.head_group = t->n_head / kv->n_head_kv;
+    shape.n_cols = longest * shape.head_group <= 8 ? 8 : 16;
     a.ring_bytes = attend_ring_bytes(kv->head_dim, &a.k, &a.v);
     int per_sm = attend_blocks_per_sm(kv->head_dim, shape.n_cols / 8, a.ring_bytes, a.bias.n_pairs);
     if (per_sm == 0) {
@@ -218,6 +206,65 @@ void op_attend(kvq_backend *be, const kvq_attention *t) {
     a.softcap = t->softcap;
     a.window = t->window;
     note(c, attend_launch(kv->head_dim, shape.n_cols / 8, &a, shape.n_blocks, c->stream));
+}
+
+static void attend_long(cuda_backend *c, const kvq_attention *t) {
+    const kvq_kv_layer *kv = t->kv;
+    prefill_args a = {};
+    tile_format format;
+    describe_codec(kv->k, kv->head_dim, &a.k, &format);
+    describe_codec(kv->v, kv->head_dim, &a.v, &format);
+    a.bias = bias_of(kv);
+    a.k_rotated = a.k.rotated && a.bias.n_pairs == 0; /* a bias is given back in the keys' own basis */
+    a.v_rotated = a.v.rotated;
+    a.q = t->q;
+    a.o = t->o;
+    a.tables = c->device.tables[t->group];
+    a.raw = (const uint8_t *)kv->raw;
+    a.coded = kv->coded;
+    a.staged = c->staged;
+    a.staged_bytes = prefill_staged_bytes(&c->limits);
+    a.partial = c->prefill_partial;
+    a.max_sum = c->prefill_max_sum;
+    a.k_tile_bytes = (uint32_t)kv->k_tile_bytes;
+    a.v_tile_bytes = (uint32_t)kv->v_tile_bytes;
+    a.n_head = t->n_head;
+    a.n_head_kv = kv->n_head_kv;
+    a.head_dim = kv->head_dim;
+    a.scale = t->scale;
+    a.softcap = t->softcap;
+    a.window = t->window;
+    note(c, launch_prefill(&a, c->batch, c->tables_at[t->group], c->n_sms, c->stream));
+}
+
+void op_attend(kvq_backend *be, const kvq_attention *t) {
+    cuda_backend *c = cuda_of(be);
+    if (c->replay != NULL)
+        return;
+    flush_norm(c);
+    tile_side side;
+    tile_format format;
+    if (!describe_codec(t->kv->k, t->kv->head_dim, &side, &format) ||
+        !describe_codec(t->kv->v, t->kv->head_dim, &side, &format)) {
+        c->refusal = "attention: a KV type that the GPU has no kernel for";
+        return;
+    }
+    if (t->sink_logits != NULL) {
+        c->refusal = "attention: sink logits are not implemented on the GPU";
+        return;
+    }
+    uint32_t longest_short = 0;
+    bool any_long = false;
+    for (uint32_t i = 0; i < c->batch->n_spans; i++) {
+        const kvq_span *span = &c->batch->spans[i];
+        any_long |= takes_prefill(span);
+        if (!takes_prefill(span) && span->n_tokens > longest_short)
+            longest_short = span->n_tokens;
+    }
+    if (longest_short > 0)
+        attend_short(c, t, longest_short);
+    if (any_long)
+        attend_long(c, t);
 }
 
 void op_encode(kvq_backend *be, const kvq_kv_layer *kv, const kvq_encode_job *jobs, uint32_t n_jobs) {

@@ -3,6 +3,7 @@
  *
  *   kvq_cuda_check kv [HEAD_DIM]         encoded bytes against the codecs, attention against float64 over the decoded tiles
  *   kvq_cuda_check attend [KV]           time per layer of decode attention, every KV type
+ *   kvq_cuda_check prefill [KV]          the same of 512 and 2048 tokens at several depths
  *   kvq_cuda_check model FILE KV N_SEQ DEPTH...   tokens per second of decode steps at these depths
  *   kvq_cuda_check compare FILE KV                logits against the cpu without rounding of activations
  *
@@ -58,6 +59,9 @@ typedef struct fixture {
     kvq_page *pages;
     float *k, *v, *q, *o;      /* host */
     float *dk, *dv, *dq, *d_o; /* device */
+    kvq_span spans[4];         /* of the queries; all read the same pages */
+    uint32_t n_spans;
+    int32_t positions[512]; /* (n_q) */
 } fixture;
 
 static size_t round64(size_t n) {
@@ -111,12 +115,24 @@ static void encode(kvq_backend *be, const kvq_kv_layer *layers, uint32_t n_layer
     }
 }
 
+/* One span at the end, or, for n_q = RAGGED, spans of several lengths and depths. */
+enum { RAGGED = 0 };
+
+static void make_spans(fixture *f, uint32_t n_q) {
+    const uint32_t ragged[4][2] = {{f->n_kv - 1, 1}, {70, 40}, {f->n_kv - 16, 16}, {f->n_kv - 150, 150}};
+    f->n_spans = n_q == RAGGED ? 4 : 1;
+    f->n_q = 0;
+    for (uint32_t i = 0; i < f->n_spans; i++) {
+        uint32_t pos = n_q == RAGGED ? ragged[i][0] : f->n_kv - n_q, n = n_q == RAGGED ? ragged[i][1] : n_q;
+        f->spans[i] = (kvq_span){.first = f->n_q, .n_tokens = n, .pos = pos, .pages = {f->pages}};
+        for (uint32_t t = 0; t < n; t++)
+            f->positions[f->n_q++] = (int32_t)(pos + t);
+    }
+}
+
 static void attend(fixture *f, uint32_t window, float softcap) {
-    int32_t positions[64];
-    kvq_span span = {.n_tokens = f->n_q, .pos = f->n_kv - f->n_q, .pages = {f->pages}};
-    kvq_batch batch = {.n_tokens = f->n_q, .n_spans = 1, .tokens = positions, .positions = positions, .spans = &span};
-    for (uint32_t i = 0; i < f->n_q; i++)
-        positions[i] = (int32_t)(span.pos + i);
+    kvq_batch batch = {
+        .n_tokens = f->n_q, .n_spans = f->n_spans, .tokens = f->positions, .positions = f->positions, .spans = f->spans};
     TRY(f->be->ops->step_begin(f->be, &batch));
     f->be->ops->attend(f->be, &(kvq_attention){.n_head = f->n_head,
                                                .q = f->dq,
@@ -166,7 +182,7 @@ static double reference_error(const fixture *f, const float *k, const float *v, 
     double difference = 0, norm = 0, *s = malloc(f->n_kv * sizeof *s), *o = malloc(hd * sizeof *o);
     for (uint32_t i = 0; i < f->n_q; i++)
         for (uint32_t h = 0; h < f->n_head; h++) {
-            uint32_t pos = f->n_kv - f->n_q + i, first = window > 0 && pos + 1 > window ? pos + 1 - window : 0;
+            uint32_t pos = (uint32_t)f->positions[i], first = window > 0 && pos + 1 > window ? pos + 1 - window : 0;
             double max = -INFINITY, sum = 0;
             for (uint32_t t = first; t <= pos; t++) {
                 double dot = 0;
@@ -224,10 +240,11 @@ static void add_key_bias(const kvq_key_bias *b, uint32_t head, uint32_t tile, ui
 static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, uint32_t hd, uint32_t group, uint32_t n_q,
                        uint32_t n_kv, uint32_t window, float softcap, bool biased) {
     uint32_t n_head_kv = 2, sink = 1, n_tiles = (n_kv + 63) / 64, n_coded = n_tiles > sink + 2 ? n_tiles - sink - 2 : 0;
-    fixture f = {.be = be, .n_kv = n_kv, .n_head = n_head_kv * group, .n_q = n_q, .n_tiles = n_tiles};
-    size_t n = (size_t)n_kv * n_head_kv * hd, n_query = (size_t)n_q * f.n_head * hd;
+    fixture f = {.be = be, .n_kv = n_kv, .n_head = n_head_kv * group, .n_tiles = n_tiles};
     f.kv = make_layer(be, k, v, n_head_kv, hd, n_tiles, n_coded + 1);
     f.pages = malloc(n_tiles * sizeof *f.pages);
+    make_spans(&f, n_q);
+    size_t n = (size_t)n_kv * n_head_kv * hd, n_query = (size_t)f.n_q * f.n_head * hd;
     f.k = malloc(n * 4), f.v = malloc(n * 4), f.q = malloc(n_query * 4), f.o = malloc(n_query * 4);
     f.dk = device(be, n * 4), f.dv = device(be, n * 4), f.dq = device(be, n_query * 4), f.d_o = device(be, n_query * 4);
     for (size_t i = 0; i < n; i++) {
@@ -296,8 +313,8 @@ static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, 
     bool good = n_bad == 0 && error < 4e-3;
     n_failed += !good;
     if (!good || getenv("VERBOSE"))
-        printf("%s K %-10s V %-10s hd %3u g %2u q %2u kv %4u window %3u cap %2.0f%s: error %.2e, bytes that differ %u\n",
-               good ? "ok  " : "FAIL", k->name, v->name, hd, group, n_q, n_kv, window, (double)softcap,
+        printf("%s K %-10s V %-10s hd %3u g %2u q %3u kv %4u window %3u cap %2.0f%s: error %.2e, bytes that differ %u\n",
+               good ? "ok  " : "FAIL", k->name, v->name, hd, group, f.n_q, n_kv, window, (double)softcap,
                biased ? " bias" : "", error, n_bad);
     if (biased) {
         be->ops->kv_free(be, &f.kv);
@@ -309,7 +326,8 @@ static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, 
     free(f.pages), free(f.k), free(f.v), free(f.q), free(f.o), free(jobs), free(page), free(x), free(decoded);
 }
 
-static kvq_backend *open_backend(uint32_t head_dim, uint32_t n_batch, uint32_t n_seq, uint32_t n_tiles) {
+static kvq_backend *open_backend(uint32_t head_dim, uint32_t n_batch, uint32_t n_seq, uint32_t n_tiles,
+                                 uint32_t max_n_head) {
     kvq_device cuda;
     kvq_backend *be;
     if (kvq_device_find("cuda", &cuda) != PYKVQ_OK) {
@@ -322,7 +340,7 @@ static kvq_backend *open_backend(uint32_t head_dim, uint32_t n_batch, uint32_t n
                                  .n_tiles = n_tiles,
                                  .max_n_in = 4096,
                                  .max_n_ff = 4096,
-                                 .max_n_head = 64,
+                                 .max_n_head = max_n_head,
                                  .max_head_dim = head_dim,
                                  .max_head_group = 16};
     TRY(kvq_backend_create(cuda, &limits, &be));
@@ -333,6 +351,28 @@ static bool supported(const kvq_kv_type *type, uint32_t head_dim) {
     return kvq_device_kv_check(KVQ_DEVICE_CUDA, type->k, type->v, head_dim) == PYKVQ_OK;
 }
 
+/* Spans of many tokens. */
+static uint32_t check_prefill(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, uint32_t hd, bool is_coded) {
+    check_pair(be, k, v, hd, 4, 17, 64 * 9 + 3, 0, 0, false);
+    check_pair(be, k, v, hd, 3, RAGGED, 64 * 8 + 35, 0, 0, false);
+    check_pair(be, k, v, hd, 7, 90, 64 * 8 + 35, 150, 0, false);
+    check_pair(be, k, v, hd, 1, 200, 200, 0, 30.0f, false);
+    if (!is_coded)
+        return 4;
+    check_pair(be, k, v, hd, 2, 40, 64 * 9 + 3, 0, 0, true);
+    return 5;
+}
+
+/* Of a cache so much larger than the scratch for staged tiles that it takes several rounds. */
+static uint32_t check_rounds(const kvq_codec *k, const kvq_codec *v, uint32_t hd) {
+    kvq_backend *be = open_backend(hd, 512, 8, 2, 8); /* room for 8 tiles of two KV heads */
+    check_pair(be, k, v, hd, 4, 17, 64 * 13 + 5, 0, 0, false);
+    check_pair(be, k, v, hd, 4, 300, 64 * 11, 0, 0, false);
+    check_pair(be, k, v, hd, 2, RAGGED, 64 * 13 + 5, 0, 0, false);
+    be->ops->destroy(be);
+    return 3;
+}
+
 static int check_kv(uint32_t only_head_dim) {
     static const uint32_t head_dims[] = {16, 32, 64, 80, 96, 112, 128, 256}, lengths[] = {1, 63, 64, 65, 256, 331};
     uint32_t n_checks = 0;
@@ -340,7 +380,7 @@ static int check_kv(uint32_t only_head_dim) {
         if (only_head_dim != 0 && only_head_dim != head_dims[h])
             continue;
         for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
-            kvq_backend *be = open_backend(head_dims[h], 256, 4, 64);
+            kvq_backend *be = open_backend(head_dims[h], 256, 4, 64, 64);
             for (uint32_t j = 0; j < kvq_kv_type_count(); j++) {
                 const kvq_kv_type *a = kvq_kv_type_at(i), *b = kvq_kv_type_at(j);
                 if (!supported(a, head_dims[h]) || !supported(b, head_dims[h]))
@@ -356,7 +396,9 @@ static int check_kv(uint32_t only_head_dim) {
                 check_pair(be, a->k, b->v, head_dims[h], 4, 16, 64 * 9 + 3, 0, 0, false);
                 check_pair(be, a->k, b->v, head_dims[h], 7, 5, 64 * 9 + 3, 150, 0, false);
                 check_pair(be, a->k, b->v, head_dims[h], 3, 1, 64 * 9 + 3, 0, 30.0f, false);
-                n_checks += 4;
+                n_checks += 4 + check_prefill(be, a->k, b->v, head_dims[h], a->tail != UINT32_MAX);
+                if (i % 5 == h % 5)
+                    n_checks += check_rounds(a->k, b->v, head_dims[h]);
                 if (a->tail == UINT32_MAX) /* never encoded */
                     continue;
                 check_pair(be, a->k, b->v, head_dims[h], 7, 1, 64 * 9 + 3, 0, 0, true);
@@ -394,15 +436,23 @@ static void fill_layers(kvq_backend *be, kvq_kv_layer *layers, uint32_t n_layers
     free(jobs);
 }
 
-static double time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_seq, uint32_t group, double *terabytes) {
-    enum { LAYERS = 32, HD = 128, HEADS = 8 };
-    uint32_t n_tiles = n_kv / 64, n_coded_seq = type->tail == UINT32_MAX ? 0 : n_tiles - 2,
-             n_raw_seq = n_tiles - n_coded_seq;
-    kvq_backend *be = open_backend(HD, 2048, n_seq, n_tiles);
+typedef struct timing {
+    double us_per_layer, terabytes_per_second, teraflops;
+} timing;
+
+/* n_q tokens on top of n_kv - n_q cached ones, in each of n_seq sequences. */
+static timing time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_q, uint32_t n_seq, uint32_t group,
+                          uint32_t n_layers) {
+    enum { MAX_LAYERS = 32, HD = 128, HEADS = 8 };
+    uint32_t n_tiles = n_kv / 64, n_raw_seq = 1 + (n_q + 63) / 64;
+    if (type->tail == UINT32_MAX || n_raw_seq > n_tiles)
+        n_raw_seq = n_tiles;
+    uint32_t n_coded_seq = n_tiles - n_raw_seq, n_rows = n_seq * n_q;
+    kvq_backend *be = open_backend(HD, 2048, n_seq, n_tiles, 64);
     size_t layer_bytes = 0;
-    kvq_kv_layer layers[LAYERS];
+    kvq_kv_layer layers[MAX_LAYERS];
     uint32_t n_distinct = 0;
-    for (; n_distinct < LAYERS && (n_distinct < 2 || n_distinct * layer_bytes < (size_t)6 << 30); n_distinct++) {
+    for (; n_distinct < n_layers && (n_distinct < 2 || n_distinct * layer_bytes < (size_t)6 << 30); n_distinct++) {
         layers[n_distinct] = make_layer(be, type->k, type->v, HEADS, HD, n_raw_seq * n_seq, n_coded_seq * n_seq + 1);
         layer_bytes = ((size_t)n_raw_seq * 4 * HD * KVQ_TILE +
                        n_coded_seq * (layers[0].k_tile_bytes + layers[0].v_tile_bytes)) *
@@ -410,34 +460,36 @@ static double time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_seq
     }
     fill_layers(be, layers, n_distinct, n_raw_seq * n_seq, n_coded_seq * n_seq, 64);
     kvq_span *spans = calloc(n_seq, sizeof *spans);
-    int32_t *positions = calloc(n_seq, sizeof *positions);
-    uint32_t *rows = calloc(n_seq, sizeof *rows);
+    int32_t *positions = calloc(n_rows, sizeof *positions);
+    uint32_t *rows = calloc(n_rows, sizeof *rows);
     for (uint32_t s = 0; s < n_seq; s++) {
         kvq_page *pages = malloc(n_tiles * sizeof *pages);
         uint32_t raw = s * n_raw_seq, coded = s * n_coded_seq;
         for (uint32_t i = 0; i < n_tiles; i++)
-            pages[i] = i == 0 || i == n_tiles - 1 || n_coded_seq == 0 ? raw++ : coded++ | KVQ_PAGE_CODED;
-        positions[s] = (int32_t)n_kv - 1;
-        rows[s] = s;
-        spans[s] = (kvq_span){.first = s, .n_tokens = 1, .pos = n_kv - 1, .pages = {pages}};
+            pages[i] = i == 0 || i > n_coded_seq ? raw++ : coded++ | KVQ_PAGE_CODED;
+        spans[s] = (kvq_span){.first = s * n_q, .n_tokens = n_q, .pos = n_kv - n_q, .pages = {pages}};
     }
-    kvq_batch batch = {.n_tokens = n_seq,
+    for (uint32_t i = 0; i < n_rows; i++) {
+        positions[i] = (int32_t)(n_kv - n_q + i % n_q);
+        rows[i] = i;
+    }
+    kvq_batch batch = {.n_tokens = n_rows,
                        .n_spans = n_seq,
-                       .n_logits = n_seq,
+                       .n_logits = n_rows,
                        .tokens = positions,
                        .positions = positions,
                        .spans = spans,
                        .logit_rows = rows};
-    size_t n_query = (size_t)n_seq * HEADS * group * HD;
+    size_t n_query = (size_t)n_rows * HEADS * group * HD;
     float *q = malloc(n_query * 4), *dq = device(be, n_query * 4), *d_o = device(be, n_query * 4);
     for (size_t i = 0; i < n_query; i++)
         q[i] = normal();
     TRY(be->ops->copy(be, dq, q, n_query * 4));
     double best = 1e9;
-    for (int turn = 0; turn < 12; turn++) {
+    for (int turn = 0; turn < (n_q > 16 ? 5 : 12); turn++) {
         double start = seconds();
         TRY(be->ops->step_begin(be, &batch));
-        for (uint32_t i = 0; i < LAYERS; i++)
+        for (uint32_t i = 0; i < n_layers; i++)
             be->ops->attend(
                 be, &(kvq_attention){
                         .n_head = HEADS * group, .q = dq, .o = d_o, .scale = 0.088f, .kv = &layers[i % n_distinct]});
@@ -445,12 +497,17 @@ static double time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_seq
         double elapsed = seconds() - start;
         best = turn > 1 && elapsed < best ? elapsed : best;
     }
-    *terabytes = (double)layer_bytes * LAYERS / best * 1e-12;
+    double seen = n_rows * (n_kv - n_q + 0.5 * (n_q + 1)); /* pairs of query and key */
     for (uint32_t i = 0; i < n_distinct; i++)
         be->ops->free(be, layers[i].raw, 0), be->ops->free(be, layers[i].coded, 0);
     be->ops->free(be, dq, 0), be->ops->free(be, d_o, 0);
     be->ops->destroy(be);
-    return best / LAYERS * 1e6;
+    return (timing){best / n_layers * 1e6, (double)layer_bytes * n_layers / best * 1e-12,
+                    seen * 4 * HD * HEADS * group * n_layers / best * 1e-12};
+}
+
+static bool runs_type(const kvq_kv_type *type, const char *only) {
+    return supported(type, 128) && (only == NULL || strcmp(only, type->name) == 0);
 }
 
 static int time_all(int argc, char **argv) {
@@ -460,15 +517,28 @@ static int time_all(int argc, char **argv) {
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
         for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
             const kvq_kv_type *type = kvq_kv_type_at(i);
-            double terabytes;
-            if (!supported(type, 128) || (argc > 2 && strcmp(argv[2], type->name) != 0))
+            if (!runs_type(type, argc > 2 ? argv[2] : NULL))
                 continue;
-            double us = time_attend(type, shapes[s].n_kv, shapes[s].n_seq, shapes[s].group, &terabytes);
+            timing t = time_attend(type, shapes[s].n_kv, 1, shapes[s].n_seq, shapes[s].group, 32);
             printf("{\"kv\": \"%s\", \"n_kv\": %u, \"n_seq\": %u, \"group\": %u, \"us_per_layer\": %.1f, "
                    "\"terabytes_per_second\": %.2f}\n",
-                   type->name, shapes[s].n_kv, shapes[s].n_seq, shapes[s].group, us, terabytes);
+                   type->name, shapes[s].n_kv, shapes[s].n_seq, shapes[s].group, t.us_per_layer, t.terabytes_per_second);
             fflush(stdout);
         }
+    return 0;
+}
+
+static int time_prefill(int argc, char **argv) {
+    static const uint32_t depths[] = {0, 8192, 32768, 131072}, lengths[] = {512, 2048};
+    for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
+        const kvq_kv_type *type = kvq_kv_type_at(i);
+        for (int n = 0; runs_type(type, argc > 2 ? argv[2] : NULL) && n < 8; n++) {
+            timing t = time_attend(type, depths[n / 2] + lengths[n % 2], lengths[n % 2], 1, 4, 8);
+            printf("{\"kv\": \"%s\", \"depth\": %u, \"n_tokens\": %u, \"us_per_layer\": %.1f, \"teraflops\": %.1f}\n",
+                   type->name, depths[n / 2], lengths[n % 2], t.us_per_layer, t.teraflops);
+            fflush(stdout);
+        }
+    }
     return 0;
 }
 
@@ -613,10 +683,13 @@ int main(int argc, char **argv) {
         return check_kv(argc > 2 ? (uint32_t)atoi(argv[2]) : 0);
     if (argc >= 2 && strcmp(argv[1], "attend") == 0)
         return time_all(argc, argv);
+    if (argc >= 2 && strcmp(argv[1], "prefill") == 0)
+        return time_prefill(argc, argv);
     if (argc > 5 && strcmp(argv[1], "model") == 0)
         return time_model(argc, argv);
     if (argc == 4 && strcmp(argv[1], "compare") == 0)
         return compare_model(argc, argv);
-    fprintf(stderr, "usage: kvq_cuda_check kv [HEAD_DIM] | attend | model FILE KV N_SEQ DEPTH... | compare FILE KV\n");
+    fprintf(stderr, "usage: kvq_cuda_check kv [HEAD_DIM] | attend [KV] | prefill [KV] | model FILE KV N_SEQ DEPTH... | "
+                    "compare FILE KV\n");
     return 2;
 }

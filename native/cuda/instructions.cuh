@@ -40,6 +40,30 @@ __device__ __forceinline__ uint32_t mul_halfs(uint32_t a, uint32_t b) {
     return *reinterpret_cast<uint32_t *>(&h);
 }
 
+/* a * b + c, rounded once */
+__device__ __forceinline__ uint32_t fma_halfs(uint32_t a, uint32_t b, uint32_t c) {
+    __half2 h = __hfma2(*reinterpret_cast<__half2 *>(&a), *reinterpret_cast<__half2 *>(&b),
+                        *reinterpret_cast<__half2 *>(&c));
+    return *reinterpret_cast<uint32_t *>(&h);
+}
+
+/* Each half at most `largest` in magnitude; a not-a-number becomes -largest. */
+__device__ __forceinline__ uint32_t clamp_halfs(uint32_t x, uint32_t largest) {
+    __half2 h = __hmax2(__hmin2(*reinterpret_cast<__half2 *>(&x), *reinterpret_cast<__half2 *>(&largest)),
+                        __hneg2(*reinterpret_cast<__half2 *>(&largest)));
+    return *reinterpret_cast<uint32_t *>(&h);
+}
+
+/* Four 8 x 8 matrices of halves from shared memory; lane 8 i + row gives the address of row `row` of matrix i. Lane l gets
+ * word l % 4 of row l / 4 of each. */
+__device__ __forceinline__ void load_matrices(const void *row, uint32_t (&r)[4]) {
+    uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
 /* Byte i is byte (nibble i of the selector) of { low, high }; what is above its low 16 bits does not matter. */
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
     uint32_t y;

@@ -1,12 +1,14 @@
 /*
- * Cutting attention into units: for each span, KV head and group of columns one unit or more for each run of f16 tiles and
- * for each run of encoded tiles; the units of one such output are merged by the last block to finish.
+ * Cutting attention of short spans into units: for each span, KV head and group of columns one unit or more for each run of
+ * f16 tiles and for each run of encoded tiles; the units of one such output are merged by the last block to finish.
  *
  * Encoded runs are cut so that all blocks that run at the same time have a unit, all of about the same size. A decode of
  * one sequence then is one wave; with more outputs than blocks, pieces are a third of a block's share, so that the last
  * wave is short.
  */
 #include "plan.h"
+
+#include "prefill.h"
 
 enum { MAX_RUNS = 64, MIN_TILES = 4 /* tiles of a piece, one per warp */ };
 
@@ -52,7 +54,7 @@ template <typename F> static void for_outputs(const plan_shape *shape, const kvq
     run runs[MAX_RUNS];
     for (uint32_t i = 0; i < batch->n_spans; i++) {
         const kvq_span *span = &batch->spans[i];
-        uint32_t n_cols = span->n_tokens * shape->head_group;
+        uint32_t n_cols = takes_prefill(span) ? 0 : span->n_tokens * shape->head_group;
         for (uint32_t col = 0; col < n_cols; col += shape->n_cols) {
             uint32_t n = least(n_cols - col, shape->n_cols);
             uint32_t n_runs = find_runs(shape, span, col / shape->head_group, (col + n - 1) / shape->head_group, runs);
@@ -114,6 +116,8 @@ uint32_t plan_units(const plan_shape *shape, const kvq_batch *batch, const uint3
 }
 
 uint32_t plan_max_units(const kvq_backend_limits *limits, uint32_t n_blocks) {
-    uint32_t n_outputs = (limits->n_batch * limits->max_n_head + 15) / 16 + (limits->n_seq + 1) * limits->max_n_head;
+    uint64_t most = (uint64_t)limits->n_seq * (PREFILL_LEAST - 1);
+    uint32_t n_tokens = most < limits->n_batch ? (uint32_t)most : limits->n_batch; /* of short spans */
+    uint32_t n_outputs = (n_tokens * limits->max_n_head + 15) / 16 + (limits->n_seq + 1) * limits->max_n_head;
     return 3 * n_blocks + 4 * n_outputs;
 }

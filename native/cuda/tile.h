@@ -193,6 +193,10 @@ KVQ_BOTH uint32_t col_order(uint32_t i) {
     return i / 16 * 16 + i % 8 / 2 * 4 + i % 16 / 8 * 2 + i % 2;
 }
 
+KVQ_BOTH uint32_t from_col_order(uint32_t i) { /* its inverse */
+    return i / 16 * 16 + i % 4 / 2 * 8 + i % 16 / 4 * 2 + i % 2;
+}
+
 KVQ_BOTH uint32_t n_groups_of(uint32_t n, uint32_t group) {
     return (n + group - 1) / group;
 }

@@ -44,6 +44,26 @@ static inline uint32_t mul_halfs(uint32_t a, uint32_t b) {
     return pack_halfs(emulated_half(a, 0) * emulated_half(b, 0), emulated_half(a, 1) * emulated_half(b, 1));
 }
 
+static inline uint32_t fma_halfs(uint32_t a, uint32_t b, uint32_t c) { /* a * b is exact */
+    return pack_halfs(emulated_half(a, 0) * emulated_half(b, 0) + emulated_half(c, 0),
+                      emulated_half(a, 1) * emulated_half(b, 1) + emulated_half(c, 1));
+}
+
+static inline uint32_t clamp_halfs(uint32_t x, uint32_t largest) { /* fmin and fmax drop a not-a-number */
+    float most = emulated_half(largest, 0);
+    return pack_halfs(fmaxf(fminf(emulated_half(x, 0), most), -most), fmaxf(fminf(emulated_half(x, 1), most), -most));
+}
+
+static inline void load_matrices(const void *row, uint32_t (&r)[4]) {
+    const uint32_t mine[2] = {(uint32_t)(uintptr_t)row, (uint32_t)((uintptr_t)row >> 32)}, (*all)[8];
+    emulated_exchange(mine, 2, all);
+    int lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; i++) {
+        const uint32_t *from = all[8 * i + lane / 4];
+        memcpy(&r[i], (const uint8_t *)((uintptr_t)from[1] << 32 | from[0]) + lane % 4 * 4, 4);
+    }
+}
+
 static inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
     return __byte_perm(low, high, selector);
 }

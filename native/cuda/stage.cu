@@ -1,0 +1,462 @@
+/*
+ * Staging for prefill attention: tiles of any kind, encoded or f16, as half floats in the order of prefill.h. One block per
+ * tile, KV head and side, one warp per 16 channels: the words of a lane become the same lane's words of 16 matrices.
+ *
+ * Where keys or values change their basis (f16 tiles beside rotated ones, rotated keys that get their bias back) and where
+ * channels are in an order of their own, a tile goes through shared memory as floats.
+ */
+#include "levels.cuh"
+#include "prefill.h"
+
+namespace {
+
+typedef uint32_t fragments[4][4]; /* (register, token block) of a lane: 16 channels x 64 tokens */
+
+struct tile_source {
+    const uint8_t *codes; /* of the side */
+    uint32_t head, tile;
+    int n_tokens; /* from there on nothing was ever written */
+    bool coded;
+};
+
+struct lane_place { /* a warp's 16 channels, its lane */
+    int j, n_j, lane;
+};
+
+__device__ __forceinline__ uint32_t both(float x) {
+    return pack_halfs(x, x);
+}
+
+#define EACH_REGISTER(r, b) _Pragma("unroll") for (int r = 0; r < 4; r++) _Pragma("unroll") for (int b = 0; b < 4; b++)
+
+/* ---- codes ---- */
+
+/* Codes minus offset, as half floats: with 0x6400 they are 1024 more. */
+template <int BITS>
+__device__ __forceinline__ void load_integers(const uint8_t *codes, lane_place at, float offset, fragments &a) {
+    if constexpr (BITS == 8) {
+#pragma unroll
+        for (int pair = 0; pair < 2; pair++) {
+            uint32_t w[4];
+            load_words<8>(codes + pair * at.n_j * 512, at.j, at.n_j, 0, at.lane, w);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                a[i / 2][2 * pair + i % 2] = w[i / 2] >> 8 * (i % 2) & 0x00ff00ffu;
+        }
+    } else {
+        uint32_t w[words_per_lane<BITS>::N];
+        load_words<BITS>(codes, at.j, at.n_j, 0, at.lane, w);
+        unpack<BITS, 4, false>(w, 0, a);
+    }
+    EACH_REGISTER(r, b) {
+        float unit = 1.0f / (float)(1 << k_shift<BITS>(b));
+        a[r][b] = fma_halfs(a[r][b] | 0x64006400u, both(unit), both(-1024.0f * unit - offset));
+    }
+}
+
+template <int CODES> __device__ __forceinline__ void load_levels(const uint8_t *codes, lane_place at, fragments &a) {
+    constexpr int BITS = level_traits<CODES>::BITS;
+    if constexpr (BITS == 8) {
+#pragma unroll
+        for (int pair = 0; pair < 2; pair++) {
+            uint32_t w[4], two[4][2];
+            load_words<8>(codes + pair * at.n_j * 512, at.j, at.n_j, 0, at.lane, w);
+            level_halfs<CODES, 2>(w, 0, two);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                a[i / 2][2 * pair + i % 2] = two[i / 2][i % 2];
+        }
+    } else {
+        uint32_t w[words_per_lane<BITS>::N];
+        load_words<BITS>(codes, at.j, at.n_j, 0, at.lane, w);
+        level_halfs<CODES, 4>(w, 0, a);
+    }
+}
+
+/* ---- scales ---- */
+
+/* Row of register r: 8 (r % 2) + lane / 4. pair: factors of the two rows of a token block */
+__device__ __forceinline__ void multiply_rows(fragments &a, int b, uint32_t pair) {
+    uint32_t low = permute_bytes(pair, pair, 0x1010), high = permute_bytes(pair, pair, 0x3232);
+#pragma unroll
+    for (int r = 0; r < 4; r++)
+        a[r][b] = mul_halfs(a[r][b], r % 2 ? high : low);
+}
+
+__device__ __forceinline__ void multiply_cols(fragments &a, int b, uint2 scale) {
+#pragma unroll
+    for (int r = 0; r < 4; r++)
+        a[r][b] = mul_halfs(a[r][b], r < 2 ? scale.x : scale.y);
+}
+
+__device__ __forceinline__ void multiply_add_cols(fragments &a, int b, uint2 scale, uint2 zero) {
+#pragma unroll
+    for (int r = 0; r < 4; r++)
+        a[r][b] = fma_halfs(a[r][b], r < 2 ? scale.x : scale.y, r < 2 ? zero.x : zero.y);
+}
+
+__device__ __forceinline__ void multiply_all(fragments &a, float factor) {
+    EACH_REGISTER(r, b) {
+        float2 x = halfs_of(a[r][b]);
+        a[r][b] = pack_halfs(x.x * factor, x.y * factor);
+    }
+}
+
+/* ---- keys: rows are tokens, columns channels; the layouts of meta are attend.cuh's and levels.cuh's ---- */
+
+template <int BITS, int GROUPS>
+__device__ __forceinline__ void k_by_channel(const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
+    load_integers<BITS>(codes, at, 0.0f, a);
+    const uint2 *scales = reinterpret_cast<const uint2 *>(meta) + at.lane % 4;
+#pragma unroll
+    for (int b = 0; b < 4; b++) {
+        int g = GROUPS == 2 ? b / 2 : 0;
+        multiply_add_cols(a, b, scales[(2 * g * at.n_j + at.j) * 4], scales[((2 * g + 1) * at.n_j + at.j) * 4]);
+    }
+}
+
+template <int BITS>
+__device__ __forceinline__ void k_normed(const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
+    k_by_channel<BITS, 1>(codes, meta, at, a);
+    const uint32_t *token = reinterpret_cast<const uint32_t *>(meta + 64 * at.n_j) + at.lane / 4;
+#pragma unroll
+    for (int b = 0; b < 4; b++)
+        multiply_rows(a, b, token[b * 8]);
+}
+
+template <int BITS, int OFFSET>
+__device__ __forceinline__ void k_by_token(const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
+    load_integers<BITS>(codes, at, OFFSET, a);
+    int n_groups = (at.n_j + 1) / 2;
+    const uint16_t *scales = reinterpret_cast<const uint16_t *>(meta) + at.lane / 4 * 2 * n_groups + at.j / 2;
+#pragma unroll
+    for (int b = 0; b < 4; b++)
+        multiply_rows(a, b, scales[b * 16 * n_groups] | (uint32_t)scales[(b * 16 + 1) * n_groups] << 16);
+}
+
+template <int CODES>
+__device__ __forceinline__ void k_levels(const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
+    load_levels<CODES>(codes, at, a);
+    if constexpr (CODES == E2M1) {
+        uint2 scales = reinterpret_cast<const uint2 *>(meta)[at.j * 8 + at.lane / 4];
+#pragma unroll
+        for (int b = 0; b < 4; b++)
+            multiply_rows(a, b, scale_pair(b < 2 ? scales.x : scales.y, b % 2));
+    } else if constexpr (CODES != E4M3) {
+        const uint32_t *token = reinterpret_cast<const uint32_t *>(meta) + at.lane / 4;
+#pragma unroll
+        for (int b = 0; b < 4; b++)
+            multiply_rows(a, b, token[b * 8]);
+    }
+    if constexpr (level_traits<CODES>::PER_TILE)
+        multiply_all(a, *reinterpret_cast<const float *>(meta + (CODES == E2M1 ? 64 * at.n_j : 0)) * 256.0f);
+}
+
+__device__ void decode_keys(uint32_t path, const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
+    switch (path) {
+    case PATH_CHANNEL_2:
+        return k_by_channel<2, 2>(codes, meta, at, a);
+    case PATH_CHANNEL_4:
+        return k_by_channel<4, 2>(codes, meta, at, a);
+    case PATH_CHANNEL_2_G64:
+        return k_by_channel<2, 1>(codes, meta, at, a);
+    case PATH_NORMED_2:
+        return k_normed<2>(codes, meta, at, a);
+    case PATH_NORMED_3:
+        return k_normed<3>(codes, meta, at, a);
+    case PATH_NORMED_4:
+        return k_normed<4>(codes, meta, at, a);
+    case PATH_TOKEN_4:
+        return k_by_token<4, 8>(codes, meta, at, a);
+    case PATH_TOKEN_8:
+        return k_by_token<8, 128>(codes, meta, at, a);
+    case PATH_TURBO_2:
+        return k_levels<TURBO_2>(codes, meta, at, a);
+    case PATH_TURBO_3:
+        return k_levels<TURBO_3>(codes, meta, at, a);
+    case PATH_TURBO_4:
+        return k_levels<TURBO_4>(codes, meta, at, a);
+    case PATH_NVFP4:
+        return k_levels<E2M1>(codes, meta, at, a);
+    case PATH_FP8:
+        return k_levels<E4M3>(codes, meta, at, a);
+    }
+}
+
+/* ---- values: rows are channels, columns tokens ---- */
+
+template <int BITS, int G, bool CHANNEL>
+__device__ __forceinline__ void v_affine(const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
+    load_integers<BITS>(codes, at, 0.0f, a);
+    int n_groups = (at.n_j * 16 + G - 1) / G, g = at.j * 16 / G;
+    const uint2 *scales = reinterpret_cast<const uint2 *>(meta) + at.lane % 4, *zeros = scales + 16 * n_groups;
+#pragma unroll
+    for (int b = 0; b < 4; b++) {
+        multiply_add_cols(a, b, scales[(b * n_groups + g) * 4], zeros[(b * n_groups + g) * 4]);
+        if constexpr (CHANNEL)
+            multiply_rows(a, b, reinterpret_cast<const uint32_t *>(meta + 256)[at.j * 8 + at.lane / 4]);
+    }
+}
+
+template <int BITS, int OFFSET>
+__device__ __forceinline__ void v_by_token(const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
+    load_integers<BITS>(codes, at, OFFSET, a);
+    int n_groups = (at.n_j + 1) / 2;
+#pragma unroll
+    for (int b = 0; b < 4; b++)
+        multiply_cols(a, b, reinterpret_cast<const uint2 *>(meta)[(b * n_groups + at.j / 2) * 4 + at.lane % 4]);
+}
+
+template <int CODES>
+__device__ __forceinline__ void v_levels(const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
+    load_levels<CODES>(codes, at, a);
+#pragma unroll
+    for (int b = 0; b < 4; b++) {
+        if constexpr (CODES == E2M1) {
+            uint32_t scale = reinterpret_cast<const uint32_t *>(meta)[(at.j * 4 + at.lane % 4) * 4 + b];
+            multiply_cols(a, b, make_uint2(scale_pair(scale, 0), scale_pair(scale, 1)));
+        } else if constexpr (CODES != E4M3) {
+            multiply_cols(a, b, reinterpret_cast<const uint2 *>(meta)[b * 4 + at.lane % 4]);
+        }
+    }
+    if constexpr (level_traits<CODES>::PER_TILE)
+        multiply_all(a, *reinterpret_cast<const float *>(meta + (CODES == E2M1 ? 64 * at.n_j : 0)) * 256.0f);
+}
+
+__device__ void decode_values(uint32_t path, const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
+    switch (path) {
+    case PATH_AFFINE_2:
+        return v_affine<2, 32, false>(codes, meta, at, a);
+    case PATH_AFFINE_4:
+        return v_affine<4, 32, false>(codes, meta, at, a);
+    case PATH_AFFINE_2_G64:
+        return v_affine<2, 64, false>(codes, meta, at, a);
+    case PATH_NORMED_2:
+        return v_affine<2, 256, true>(codes, meta, at, a);
+    case PATH_NORMED_3:
+        return v_affine<3, 256, true>(codes, meta, at, a);
+    case PATH_NORMED_4:
+        return v_affine<4, 256, true>(codes, meta, at, a);
+    case PATH_TOKEN_4:
+        return v_by_token<4, 8>(codes, meta, at, a);
+    case PATH_TOKEN_8:
+        return v_by_token<8, 128>(codes, meta, at, a);
+    case PATH_TURBO_2:
+        return v_levels<TURBO_2>(codes, meta, at, a);
+    case PATH_TURBO_3:
+        return v_levels<TURBO_3>(codes, meta, at, a);
+    case PATH_TURBO_4:
+        return v_levels<TURBO_4>(codes, meta, at, a);
+    case PATH_NVFP4:
+        return v_levels<E2M1>(codes, meta, at, a);
+    case PATH_FP8:
+        return v_levels<E4M3>(codes, meta, at, a);
+    }
+}
+
+/* ---- f16 tiles ---- */
+
+template <bool IS_K> __device__ void load_f16(const tile_source &source, lane_place at, fragments &a) {
+#pragma unroll
+    for (int b = 0; b < 4; b++) {
+        uint4 x = reinterpret_cast<const uint4 *>(source.codes)[(b * at.n_j + at.j) * 32 + at.lane];
+        a[0][b] = x.x, a[1][b] = x.y, a[2][b] = x.z, a[3][b] = x.w;
+    }
+    if (source.n_tokens >= TILE_TOKENS)
+        return;
+    EACH_REGISTER(r, b) {
+        if (IS_K) {
+            a[r][b] = 16 * b + 8 * (r % 2) + at.lane / 4 < source.n_tokens ? a[r][b] : 0;
+        } else {
+            int token = 16 * b + 8 * (r / 2) + at.lane % 4 * 2;
+            a[r][b] &= (token < source.n_tokens ? 0xffffu : 0) | (token + 1 < source.n_tokens ? 0xffff0000u : 0);
+        }
+    }
+}
+
+/* ---- through shared memory: x (64, ld) ---- */
+
+/* Places 16 FIRST .. of a tiered tile; see tiers.cuh. */
+template <int BITS>
+__device__ void decode_tier(const uint8_t *codes, const uint8_t *meta, int first, lane_place at, float *x, int ld) {
+    fragments a;
+    load_integers<BITS>(codes, {at.j - first, 0, at.lane}, 0.0f, a);
+    const uint2 *scales = reinterpret_cast<const uint2 *>(meta) + at.lane % 4;
+    uint32_t order = reinterpret_cast<const uint32_t *>(meta + 64 * at.n_j + 2 * TILE_TOKENS)[at.j * 4 + at.lane % 4];
+    const uint32_t *token = reinterpret_cast<const uint32_t *>(meta + 64 * at.n_j) + at.lane / 4;
+#pragma unroll
+    for (int b = 0; b < 4; b++) {
+        multiply_add_cols(a, b, scales[at.j * 4], scales[(at.n_j + at.j) * 4]);
+        multiply_rows(a, b, token[b * 8]);
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            float2 two = halfs_of(a[r][b]);
+            float *row = x + (16 * b + 8 * (r % 2) + at.lane / 4) * ld;
+            row[from_col_order(order >> 8 * (r / 2 * 2) & 0xff)] = two.x;
+            row[from_col_order(order >> 8 * (r / 2 * 2 + 1) & 0xff)] = two.y;
+        }
+    }
+}
+
+__device__ void decode_tiers(uint32_t bits, const uint8_t *codes, const uint8_t *meta, lane_place at, float *x, int ld) {
+    enum { BLOCK = 128 }; /* bytes of 16 places, per bit */
+    int quarter = at.n_j / 4;
+    const uint8_t *second = codes + quarter * 4 * BLOCK;
+    if (at.j < quarter)
+        decode_tier<4>(codes, meta, 0, at, x, ld);
+    else if (bits == 2 && at.j < 2 * quarter)
+        decode_tier<2>(second, meta, quarter, at, x, ld);
+    else if (bits == 2)
+        decode_tier<1>(second + quarter * 2 * BLOCK, meta, 2 * quarter, at, x, ld);
+    else if (at.j < 3 * quarter)
+        decode_tier<3>(second, meta, quarter, at, x, ld);
+    else
+        decode_tier<2>(second + 2 * quarter * 3 * BLOCK, meta, 3 * quarter, at, x, ld);
+}
+
+template <bool IS_K> __device__ void scatter(const fragments &a, lane_place at, float *x, int ld) {
+    EACH_REGISTER(r, b) {
+        int row = 8 * (r % 2) + at.lane / 4, col = 8 * (r / 2) + at.lane % 4 * 2;
+        float *to = IS_K ? x + (16 * b + row) * ld + 16 * at.j + col : x + (16 * b + col) * ld + 16 * at.j + row;
+        float2 two = halfs_of(a[r][b]);
+        to[0] = two.x;
+        to[IS_K ? 1 : ld] = two.y;
+    }
+}
+
+/* x += the key bias, which encode.cu took out */
+__device__ void add_bias(const bias_tables &b, uint32_t head, uint32_t tile, float *x, int ld) {
+    const float *cos_start = b.turn + ((size_t)head * b.n_tiles + tile) * 2 * b.n_pairs, *sin_start = cos_start + b.n_pairs;
+    const float *cos_wave = b.wave + (size_t)head * 2 * b.n_pairs * TILE_TOKENS,
+                *sin_wave = cos_wave + b.n_pairs * TILE_TOKENS;
+    for (uint32_t i = threadIdx.x; i < b.n_pairs * TILE_TOKENS; i += blockDim.x) {
+        uint32_t pair = i / TILE_TOKENS, t = i % TILE_TOKENS, at = head * b.n_pairs + pair;
+        float b_c = b.b_c[at], b_s = b.b_s[at];
+        if (b_c == 0.0f && b_s == 0.0f) /* it only fills up the head's table */
+            continue;
+        float cos_j = cos_start[pair] * cos_wave[i] - sin_start[pair] * sin_wave[i];
+        float sin_j = sin_start[pair] * cos_wave[i] + cos_start[pair] * sin_wave[i];
+        x[t * ld + b.c[at]] += b_c * cos_j - b_s * sin_j;
+        x[t * ld + b.s[at]] += b_c * sin_j + b_s * cos_j;
+    }
+    __syncthreads();
+}
+
+__device__ void rotate(float *x, int ld, int head_dim, bool back) {
+    for (int i = threadIdx.x; i < TILE_TOKENS * head_dim && !back; i += blockDim.x)
+        if (rotate_negative(i % head_dim))
+            x[i / head_dim * ld + i % head_dim] *= -1.0f;
+    __syncthreads();
+    hadamard(x, TILE_TOKENS, ld, head_dim);
+    for (int i = threadIdx.x; i < TILE_TOKENS * head_dim; i += blockDim.x)
+        x[i / head_dim * ld + i % head_dim] *= back && rotate_negative(i % head_dim) ? -hadamard_factor(head_dim)
+                                                                                     : hadamard_factor(head_dim);
+    __syncthreads();
+}
+
+/* ---- what attention reads ---- */
+
+/* What no half float can hold becomes the largest, so that it cannot make a not-a-number of a sum. */
+__device__ __forceinline__ uint32_t bounded(uint32_t pair) {
+    return clamp_halfs(pair, both(65504.0f));
+}
+
+template <bool IS_K> __device__ void store_fragments(const fragments &a, lane_place at, uint32_t *out) {
+    EACH_REGISTER(r, b) {
+        int row = r % 2, col = r / 2;
+        int matrix = IS_K ? (2 * at.j + col) * 8 + 2 * b + row : (2 * b + col) * 2 * at.n_j + 2 * at.j + row;
+        out[matrix * 32 + at.lane] = bounded(a[r][b]);
+    }
+}
+
+template <bool IS_K> __device__ void store_tile(const float *x, int ld, int head_dim, uint32_t *out) {
+    for (int i = threadIdx.x; i < head_dim * TILE_TOKENS / 2; i += blockDim.x) {
+        int matrix = i / 32, row = i % 32 / 4, col = i % 4 * 2, n = IS_K ? 8 : head_dim / 8;
+        int first = matrix / n * 8, second = matrix % n * 8; /* K: channel, token; V: token, channel */
+        const float *from = x + (IS_K ? (second + row) * ld + first + col : (first + col) * ld + second + row);
+        out[i] = bounded(pack_halfs(from[0], from[IS_K ? 1 : ld]));
+    }
+}
+
+/* ---- a tile ---- */
+
+__device__ bool find_source(const prefill_args &a, uint32_t slot, uint32_t head, bool is_k, tile_source *source) {
+    for (uint32_t i = 0; i < a.n_spans; i++) {
+        const prefill_span &s = a.spans[i];
+        uint32_t first = round_start(s, a.nth_round, a.n_rounds), end = round_start(s, a.nth_round + 1, a.n_rounds);
+        if (slot < s.slot || slot - s.slot >= end - first)
+            continue;
+        uint32_t tile = first + slot - s.slot, page = a.tables[s.table + tile];
+        source->coded = page & KVQ_PAGE_CODED;
+        uint32_t k_bytes = source->coded ? a.k_tile_bytes : TILE_TOKENS * a.head_dim * 2,
+                 v_bytes = source->coded ? a.v_tile_bytes : k_bytes;
+        source->codes = (source->coded ? a.coded : a.raw) +
+                        ((size_t)(page & ~KVQ_PAGE_CODED) * a.n_head_kv + head) * (k_bytes + v_bytes) +
+                        (is_k ? 0 : k_bytes);
+        source->head = head;
+        source->tile = tile;
+        source->n_tokens = (int)(s.pos + s.n_tokens - tile * TILE_TOKENS);
+        return true;
+    }
+    return false;
+}
+
+template <bool IS_K> __device__ void stage_tile(const prefill_args &a, const tile_source &source, uint32_t *out, float *x) {
+    const tile_side &side = IS_K ? a.k : a.v;
+    const bool rotated = IS_K ? a.k_rotated : a.v_rotated;
+    const bool is_tiered = side.path == PATH_TIER_2 || side.path == PATH_TIER_3, biased = IS_K && a.bias.n_pairs > 0;
+    const int ld = a.head_dim + 1;
+    lane_place at = {(int)threadIdx.x / 32, (int)a.head_dim / 16, (int)threadIdx.x % 32};
+    const uint8_t *meta = source.codes + TILE_TOKENS / side.chunk_tokens * side.chunk_bytes;
+    if (source.coded && is_tiered) {
+        decode_tiers(side.bits, source.codes, meta, at, x, ld);
+    } else {
+        fragments f;
+        if (!source.coded || side.path == PATH_F16)
+            load_f16<IS_K>(source, at, f);
+        else if (IS_K)
+            decode_keys(side.path, source.codes, meta, at, f);
+        else
+            decode_values(side.path, source.codes, meta, at, f);
+        if (source.coded ? !biased : !rotated)
+            return store_fragments<IS_K>(f, at, out);
+        scatter<IS_K>(f, at, x, ld);
+    }
+    __syncthreads();
+    if (source.coded && biased) {
+        if (side.rotated)
+            rotate(x, ld, a.head_dim, true);
+        add_bias(a.bias, source.head, source.tile, x, ld);
+    }
+    if (!source.coded && rotated)
+        rotate(x, ld, a.head_dim, false);
+    store_tile<IS_K>(x, ld, a.head_dim, out);
+}
+
+__global__ void __launch_bounds__(512) stage_kernel(const __grid_constant__ prefill_args a) {
+    let_next_start();
+    wait_for_previous();
+    uint32_t slot = blockIdx.x, head = blockIdx.y, n_words = a.head_dim * TILE_TOKENS / 2;
+    bool is_k = blockIdx.z == 0;
+    tile_source source;
+    if (!find_source(a, slot, head, is_k, &source))
+        return;
+    uint32_t *out = reinterpret_cast<uint32_t *>(a.staged) + ((size_t)(slot * a.n_head_kv + head) * 2 + !is_k) * n_words;
+    float *x = reinterpret_cast<float *>(shared_memory());
+    if (is_k)
+        stage_tile<true>(a, source, out, x);
+    else
+        stage_tile<false>(a, source, out, x);
+}
+
+} // namespace
+
+cudaError_t launch_stage(const prefill_args &a, uint32_t n_slots, cudaStream_t stream) {
+    bool is_tiered = a.k.path == PATH_TIER_2 || a.k.path == PATH_TIER_3;
+    bool direct = !a.k_rotated && !a.v_rotated && a.bias.n_pairs == 0 && !is_tiered;
+    size_t shared = direct ? 0 : TILE_TOKENS * (a.head_dim + 1) * sizeof(float);
+    cudaError_t error = cudaFuncSetAttribute(stage_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    if (error != cudaSuccess)
+        return error;
+    return launch(stage_kernel, dim3(n_slots, a.n_head_kv, 2), 2 * a.head_dim, shared, stream, a);
+}
