@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ._ffi import check, ffi, lib, path_bytes, text
+from .device import load_cublas
 from .errors import ArgumentError
 from .model import Model
 
@@ -30,7 +31,7 @@ class EngineOptions(TypedDict, total=False):
 
     ctx: int | None  # most tokens of one sequence; default: as trained, but at most DEFAULT_CTX
     seqs: int | None  # sequences whose full context the pool holds; default 1
-    batch: int | None  # most tokens in one step; default 512
+    batch: int | None  # most tokens in one step; default 512, on a GPU 2048
     logits: int | None  # most logit rows kept from one step; default: seqs
     threads: int | None  # default: the cores that this process may use
     device: str | None  # default "cpu"
@@ -484,6 +485,8 @@ def log_sum_exp(logits: npt.NDArray[np.float32]) -> float:
 
 def _params(model: Model, options: EngineOptions) -> tuple[Any, list[Any]]:
     """The pykvq_engine_params of some options, and the strings that they point to."""
+    if options.get("device") in ("cuda", "auto"):
+        load_cublas()
     params = ffi.new("pykvq_engine_params *")
     params.size = ffi.sizeof("pykvq_engine_params")
     params.n_ctx = min(DEFAULT_CTX, model.info.n_ctx_train)

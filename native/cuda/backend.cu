@@ -60,6 +60,10 @@ void op_destroy(kvq_backend *be) {
     cudaFree(c->fragments);
     cudaFree(c->x_sums);
     cudaFree(c->staging);
+    gemm_destroy(c->gemm);
+    cudaFree(c->halfs);
+    cudaFree(c->gate_up[0]);
+    cudaFree(c->gate_up[1]);
     if (c->stream != NULL)
         cudaStreamDestroy(c->stream);
     free(c->encodes);
@@ -127,14 +131,25 @@ size_t lay_out(const cuda_backend *c, uint8_t *memory, step_arrays *a) {
 }
 
 struct scratch_sizes {
-    size_t arrays, fragments, x_sums, ropes;
+    size_t arrays, fragments, x_sums, ropes, halfs, gate_up;
 };
+
+size_t halfs_bytes(const cuda_backend *c, uint32_t n) { /* of n columns, for all rows */
+    return (size_t)c->limits.n_batch * round_step(n) * sizeof(__half);
+}
+
+/* The widest square matrix as halves, within bounds; 128 rows of the widest at least. */
+size_t staging_bytes(const cuda_backend *c) {
+    size_t row = round_step(c->limits.max_n_in) * sizeof(__half), n = row * round_step(c->limits.max_n_in);
+    n = n < STAGING_BYTES ? STAGING_BYTES : n > MAX_EXPANDED_BYTES ? MAX_EXPANDED_BYTES : n;
+    return n < row * GEMM_TILE ? row * GEMM_TILE : n;
+}
 
 /* Fills in what follows from the limits, and the sizes. */
 scratch_sizes size_scratch(cuda_backend *c) {
     const kvq_backend_limits *l = &c->limits;
     size_t n_steps = (l->max_n_in + STEP - 1) / STEP;
-    scratch_sizes s;
+    scratch_sizes s = {};
     c->max_jobs = KVQ_MAX_GROUPS * (l->n_batch / KVQ_TILE + 1 + l->n_seq);
     c->max_units = plan_max_units(l, MAX_BLOCKS);
     c->max_encodes = 1024;
@@ -142,10 +157,16 @@ scratch_sizes size_scratch(cuda_backend *c) {
     s.fragments = n_steps * (LINEAR_MAX_ROWS / 8) * 1024;
     s.x_sums = n_steps * 4 * LINEAR_MAX_ROWS * sizeof(float);
     s.ropes = MAX_ROPES * KVQ_MAX_HEAD_DIM * sizeof(float);
-    c->n_scratch_bytes = s.arrays + s.fragments + s.x_sums + s.ropes + STAGING_BYTES + MAX_VARIANTS * units_bytes(c) +
-                         partial_bytes(c) + partial_max_bytes(c) + c->max_units * sizeof(uint32_t) +
-                         prefill_staged_bytes(l) +
-                         prefill_partial_bytes(l) + prefill_max_sum_bytes(l);
+    c->staging_bytes = STAGING_BYTES;
+    if (gemm_found()) {
+        c->staging_bytes = staging_bytes(c);
+        s.halfs = halfs_bytes(c, l->max_n_in);
+        s.gate_up = halfs_bytes(c, l->max_n_ff);
+        c->n_scratch_bytes = s.halfs + 2 * s.gate_up + GEMM_WORKSPACE_BYTES;
+    }
+    c->n_scratch_bytes += s.arrays + s.fragments + s.x_sums + s.ropes + c->staging_bytes + MAX_VARIANTS * units_bytes(c) +
+                          partial_bytes(c) + partial_max_bytes(c) + c->max_units * sizeof(uint32_t) +
+                          prefill_staged_bytes(l) + prefill_partial_bytes(l) + prefill_max_sum_bytes(l);
     return s;
 }
 
@@ -162,7 +183,11 @@ pykvq_status prepare(cuda_backend *c) {
     lay_out(c, (uint8_t *)memory, &c->host);
     KVQ_TRY(take(s.fragments, "activation fragments", (void **)&c->fragments));
     KVQ_TRY(take(s.x_sums, "activation sums", (void **)&c->x_sums));
-    KVQ_TRY(take(STAGING_BYTES, "weight staging", (void **)&c->staging));
+    KVQ_TRY(take(c->staging_bytes, "weight staging", (void **)&c->staging));
+    KVQ_TRY(gemm_create(&c->gemm));
+    KVQ_TRY(take(s.halfs, "activations of prefill", (void **)&c->halfs));
+    for (__half *&half : c->gate_up)
+        KVQ_TRY(take(s.gate_up, "activations of prefill", (void **)&half));
     KVQ_TRY(take(MAX_VARIANTS * units_bytes(c), "units of attention", (void **)&c->units));
     KVQ_TRY(take(partial_bytes(c), "partial attention", (void **)&c->partial));
     KVQ_TRY(take(partial_max_bytes(c), "partial attention", (void **)&c->partial_max));

@@ -12,6 +12,7 @@
 #include "attend.h"
 #include "backend/cuda_library.h"
 #include "codecs.h"
+#include "gemm.h"
 #include "kernels.h"
 #include "load.h"
 #include "plan.h"
@@ -62,7 +63,11 @@ struct cuda_backend {
     uint32_t n_ropes;
     uint4 *fragments;
     float *x_sums;
-    uint8_t *staging;
+    uint8_t *staging; /* weights on their way in; when running, a matrix as halves */
+    size_t staging_bytes;
+    struct gemm *gemm;            /* NULL: without cuBLASLt */
+    __half *halfs;                /* (n_batch, max_n_in) rows that a product reads, / X_UNIT */
+    __half *gate_up[2];           /* (n_batch, max_n_ff) each */
     uint8_t *units, *host_units;  /* (MAX_VARIANTS, { n_units, units }) device, pinned */
     float *partial, *partial_max; /* of the attention that runs: layers wait for each other */
     uint32_t *arrived;            /* (max_units) */
@@ -77,6 +82,7 @@ struct cuda_backend {
 
     const kvq_batch *batch;
     kept_graph *replay; /* operations of this step are in it */
+    bool captures;      /* the step becomes such a graph; if neither, operations are launched as they come */
     struct {
         const kvq_kv_layer *kv;
         uint32_t first, n;
@@ -88,6 +94,10 @@ struct cuda_backend {
         float eps;
         uint32_t n_rows;
     } norm;
+    struct { /* y (n_rows, n) is not there, but in halfs */
+        float *y;
+        uint32_t n, n_rows;
+    } gated;
 };
 
 static inline cuda_backend *cuda_of(kvq_backend *be) {
@@ -119,10 +129,11 @@ static inline const float *vector_of(const kvq_weight *w) {
 
 pykvq_status op_step_begin(kvq_backend *be, const kvq_batch *batch);
 pykvq_status op_step_end(kvq_backend *be, bool run);
+void upload_units(cuda_backend *c, variant *v); /* plans this step's */
 
 /* ---- operations.cu ---- */
 
-void flush_norm(cuda_backend *c); /* the norm that was put off, if this is not the projection that takes it in */
+void flush_pending(cuda_backend *c); /* what was put off, if this is not the projection that takes it in */
 void op_embed(kvq_backend *be, const kvq_weight *table, float scale, float *x);
 void op_norm(kvq_backend *be, const float *x, const kvq_weight *w, float eps, uint32_t n_rows, bool add, float *y);
 void op_project(kvq_backend *be, const float *x, uint32_t n_rows, uint32_t n, const kvq_weight *const *w,

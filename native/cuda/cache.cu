@@ -63,23 +63,33 @@ pykvq_status order_page(cuda_backend *c, const kvq_kv_layer *kv, kvq_page page, 
     return error == cudaSuccess ? PYKVQ_OK : fail(PYKVQ_E_DEVICE, "KV cache: %s", cudaGetErrorString(error));
 }
 
+variant new_variant(const cuda_backend *c, const plan_shape &shape) {
+    uint8_t *device = c->units + c->n_variants * units_bytes(c), *host = c->host_units + c->n_variants * units_bytes(c);
+    variant v = {};
+    v.n_units = (uint32_t *)device;
+    v.units = (attend_unit *)(device + 256);
+    v.host_n_units = (uint32_t *)host;
+    v.host_units = (attend_unit *)(host + 256);
+    v.shape = shape;
+    return v;
+}
+
 /* The variant of this shape, a new one when first met. */
 variant *variant_of(cuda_backend *c, const plan_shape &shape) {
-    for (uint32_t i = 0; i < c->n_variants; i++)
-        if (memcmp(&c->variants[i].shape, &shape, sizeof shape) == 0) {
-            c->variants_used |= 1u << i;
-            return &c->variants[i];
-        }
-    if (c->n_variants == MAX_VARIANTS)
+    uint32_t i = 0;
+    while (i < c->n_variants && memcmp(&c->variants[i].shape, &shape, sizeof shape) != 0)
+        i++;
+    if (i == MAX_VARIANTS)
         return NULL;
-    variant *v = &c->variants[c->n_variants];
-    uint8_t *device = c->units + c->n_variants * units_bytes(c), *host = c->host_units + c->n_variants * units_bytes(c);
-    v->n_units = (uint32_t *)device;
-    v->units = (attend_unit *)(device + 256);
-    v->host_n_units = (uint32_t *)host;
-    v->host_units = (attend_unit *)(host + 256);
-    v->shape = shape;
-    c->variants_used |= 1u << c->n_variants++;
+    variant *v = &c->variants[i];
+    if (i == c->n_variants) {
+        *v = new_variant(c, shape);
+        c->n_variants++;
+    }
+    bool first = !(c->variants_used >> i & 1);
+    c->variants_used |= 1u << i;
+    if (first && !c->captures)
+        upload_units(c, v);
     return v;
 }
 
@@ -138,7 +148,7 @@ void op_store(kvq_backend *be, const kvq_heads *h) {
     cuda_backend *c = cuda_of(be);
     if (c->replay != NULL)
         return;
-    flush_norm(c);
+    flush_pending(c);
     store_args a = {};
     a.q = h->q;
     a.k = h->k;
@@ -241,7 +251,7 @@ void op_attend(kvq_backend *be, const kvq_attention *t) {
     cuda_backend *c = cuda_of(be);
     if (c->replay != NULL)
         return;
-    flush_norm(c);
+    flush_pending(c);
     tile_side side;
     tile_format format;
     if (!describe_codec(t->kv->k, t->kv->head_dim, &side, &format) ||

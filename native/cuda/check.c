@@ -2,6 +2,7 @@
  * Checks and times the CUDA backend on a machine with a GPU; built as kvq_cuda_check beside the library.
  *
  *   kvq_cuda_check kv [HEAD_DIM]         encoded bytes against the codecs, attention against float64 over the decoded tiles
+ *   kvq_cuda_check product [time]        products with weights of every kind against float64; their time
  *   kvq_cuda_check attend [KV]           time per layer of decode attention, every KV type
  *   kvq_cuda_check prefill [KV]          the same of 512 and 2048 tokens at several depths
  *   kvq_cuda_check model FILE KV N_SEQ DEPTH...   tokens per second of decode steps at these depths
@@ -11,24 +12,18 @@
  */
 #define _GNU_SOURCE
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/half.h"
-#include "engine/engine.h"
+#include "check.h"
 
-static void die(const char *what) {
+void die(const char *what) {
     fprintf(stderr, "%s: %s\n", what, pykvq_last_error());
     exit(1);
 }
 
-#define TRY(call)                                                                                                          \
-    if ((call) != PYKVQ_OK)                                                                                                \
-    die(#call)
-
-static double seconds(void) {
+double seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
@@ -36,14 +31,14 @@ static double seconds(void) {
 
 static uint64_t random_state = 88172645463325252u;
 
-static float uniform(void) {
+float uniform(void) {
     random_state ^= random_state << 13;
     random_state ^= random_state >> 7;
     random_state ^= random_state << 17;
     return (float)(random_state >> 40) * 0x1p-24f;
 }
 
-static float normal(void) {
+float normal(void) {
     float sum = 0;
     for (int i = 0; i < 12; i++)
         sum += uniform();
@@ -68,7 +63,7 @@ static size_t round64(size_t n) {
     return (n + 63) / 64 * 64;
 }
 
-static void *device(kvq_backend *be, size_t n_bytes) {
+void *device(kvq_backend *be, size_t n_bytes) {
     void *memory;
     TRY(be->ops->alloc(be, n_bytes, "check", &memory));
     return memory;
@@ -326,25 +321,27 @@ static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, 
     free(f.pages), free(f.k), free(f.v), free(f.q), free(f.o), free(jobs), free(page), free(x), free(decoded);
 }
 
-static kvq_backend *open_backend(uint32_t head_dim, uint32_t n_batch, uint32_t n_seq, uint32_t n_tiles,
-                                 uint32_t max_n_head) {
+kvq_backend *open_backend(const kvq_backend_limits *limits) {
     kvq_device cuda;
     kvq_backend *be;
     if (kvq_device_find("cuda", &cuda) != PYKVQ_OK) {
         printf("skipped: %s\n", pykvq_last_error());
         exit(77);
     }
-    kvq_backend_limits limits = {.n_threads = 1,
-                                 .n_batch = n_batch,
-                                 .n_seq = n_seq,
-                                 .n_tiles = n_tiles,
-                                 .max_n_in = 4096,
-                                 .max_n_ff = 4096,
-                                 .max_n_head = max_n_head,
-                                 .max_head_dim = head_dim,
-                                 .max_head_group = 16};
-    TRY(kvq_backend_create(cuda, &limits, &be));
+    TRY(kvq_backend_create(cuda, limits, &be));
     return be;
+}
+
+static kvq_backend *open_cache(uint32_t head_dim, uint32_t n_batch, uint32_t n_seq, uint32_t n_tiles, uint32_t max_n_head) {
+    return open_backend(&(kvq_backend_limits){.n_threads = 1,
+                                              .n_batch = n_batch,
+                                              .n_seq = n_seq,
+                                              .n_tiles = n_tiles,
+                                              .max_n_in = 4096,
+                                              .max_n_ff = 4096,
+                                              .max_n_head = max_n_head,
+                                              .max_head_dim = head_dim,
+                                              .max_head_group = 16});
 }
 
 static bool supported(const kvq_kv_type *type, uint32_t head_dim) {
@@ -365,7 +362,7 @@ static uint32_t check_prefill(kvq_backend *be, const kvq_codec *k, const kvq_cod
 
 /* Of a cache so much larger than the scratch for staged tiles that it takes several rounds. */
 static uint32_t check_rounds(const kvq_codec *k, const kvq_codec *v, uint32_t hd) {
-    kvq_backend *be = open_backend(hd, 512, 8, 2, 8); /* room for 8 tiles of two KV heads */
+    kvq_backend *be = open_cache(hd, 512, 8, 2, 8); /* room for 8 tiles of two KV heads */
     check_pair(be, k, v, hd, 4, 17, 64 * 13 + 5, 0, 0, false);
     check_pair(be, k, v, hd, 4, 300, 64 * 11, 0, 0, false);
     check_pair(be, k, v, hd, 2, RAGGED, 64 * 13 + 5, 0, 0, false);
@@ -380,7 +377,7 @@ static int check_kv(uint32_t only_head_dim) {
         if (only_head_dim != 0 && only_head_dim != head_dims[h])
             continue;
         for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
-            kvq_backend *be = open_backend(head_dims[h], 256, 4, 64, 64);
+            kvq_backend *be = open_cache(head_dims[h], 256, 4, 64, 64);
             for (uint32_t j = 0; j < kvq_kv_type_count(); j++) {
                 const kvq_kv_type *a = kvq_kv_type_at(i), *b = kvq_kv_type_at(j);
                 if (!supported(a, head_dims[h]) || !supported(b, head_dims[h]))
@@ -448,7 +445,7 @@ static timing time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_q, 
     if (type->tail == UINT32_MAX || n_raw_seq > n_tiles)
         n_raw_seq = n_tiles;
     uint32_t n_coded_seq = n_tiles - n_raw_seq, n_rows = n_seq * n_q;
-    kvq_backend *be = open_backend(HD, 2048, n_seq, n_tiles, 64);
+    kvq_backend *be = open_cache(HD, 2048, n_seq, n_tiles, 64);
     size_t layer_bytes = 0;
     kvq_kv_layer layers[MAX_LAYERS];
     uint32_t n_distinct = 0;
@@ -557,6 +554,28 @@ static void pretend_cached(pykvq_engine *e, pykvq_seq *seq, uint32_t n) {
     }
 }
 
+/* Tokens per second of a prompt of n tokens on top of depth; the first of three turns warms up. */
+static double time_prompt(pykvq_engine *e, uint32_t depth, uint32_t n) {
+    int32_t *prompt = malloc(n * sizeof *prompt);
+    for (uint32_t t = 0; t < n; t++)
+        prompt[t] = 1 + (int32_t)(t % 200);
+    double best = 1e9;
+    for (int turn = 0; turn < 3; turn++) {
+        pykvq_seq *seq;
+        TRY(pykvq_seq_create(e, &seq));
+        pretend_cached(e, seq, depth);
+        TRY(pykvq_seq_push(seq, prompt, n));
+        double start = seconds();
+        while (pykvq_seq_n_pending(seq) > 0)
+            TRY(pykvq_engine_step(e, &seq, 1));
+        double elapsed = seconds() - start;
+        best = turn > 0 && elapsed < best ? elapsed : best;
+        TRY(pykvq_seq_destroy(seq));
+    }
+    free(prompt);
+    return n / best;
+}
+
 static int time_model(int argc, char **argv) {
     pykvq_model *model;
     TRY(pykvq_model_open(argv[2], &model));
@@ -565,7 +584,7 @@ static int time_model(int argc, char **argv) {
         deepest = (uint32_t)atoi(argv[i]) > deepest ? (uint32_t)atoi(argv[i]) : deepest;
     pykvq_engine_params params = {.size = sizeof params,
                                   .device = "cuda",
-                                  .n_ctx = deepest + 640,
+                                  .n_ctx = deepest + (n_seq == 1 ? 8192 + 128 : 640),
                                   .n_seq = n_seq,
                                   .kv = argv[3],
                                   .kv_sink = -1,
@@ -579,20 +598,15 @@ static int time_model(int argc, char **argv) {
     for (int i = 5; i < argc; i++) {
         uint32_t depth = (uint32_t)atoi(argv[i]), n_steps = 40;
         pykvq_seq *seqs[64];
+        static const uint32_t prompts[] = {512, 2048, 8192};
+        for (int p = 0; p < (n_seq > 1 ? 0 : depth > 8192 ? 2 : 3); p++) {
+            printf("{\"kv\": \"%s\", \"depth\": %u, \"prompt\": %u, \"prefill_tokens_per_second\": %.1f}\n", argv[3], depth,
+                   prompts[p], time_prompt(e, depth, prompts[p]));
+            fflush(stdout);
+        }
         for (uint32_t s = 0; s < n_seq; s++) {
             TRY(pykvq_seq_create(e, &seqs[s]));
             pretend_cached(e, seqs[s], depth);
-        }
-        if (n_seq == 1) { /* a prompt of 512 on top */
-            int32_t prompt[512];
-            for (int t = 0; t < 512; t++)
-                prompt[t] = 1 + t % 200;
-            TRY(pykvq_seq_push(seqs[0], prompt, 512));
-            start = seconds();
-            while (pykvq_seq_n_pending(seqs[0]) > 0)
-                TRY(pykvq_engine_step(e, seqs, 1));
-            printf("{\"kv\": \"%s\", \"depth\": %u, \"prefill_512_tokens_per_second\": %.1f}\n", argv[3], depth,
-                   512 / (seconds() - start));
         }
         double best = 1e9;
         for (uint32_t step = 0; step < n_steps; step++) {
@@ -681,6 +695,8 @@ static int compare_model(int argc, char **argv) {
 int main(int argc, char **argv) {
     if (argc >= 2 && strcmp(argv[1], "kv") == 0)
         return check_kv(argc > 2 ? (uint32_t)atoi(argv[2]) : 0);
+    if (argc >= 2 && strcmp(argv[1], "product") == 0)
+        return argc > 2 ? time_products() : check_products();
     if (argc >= 2 && strcmp(argv[1], "attend") == 0)
         return time_all(argc, argv);
     if (argc >= 2 && strcmp(argv[1], "prefill") == 0)
@@ -689,7 +705,8 @@ int main(int argc, char **argv) {
         return time_model(argc, argv);
     if (argc == 4 && strcmp(argv[1], "compare") == 0)
         return compare_model(argc, argv);
-    fprintf(stderr, "usage: kvq_cuda_check kv [HEAD_DIM] | attend [KV] | prefill [KV] | model FILE KV N_SEQ DEPTH... | "
+    fprintf(stderr, "usage: kvq_cuda_check kv [HEAD_DIM] | product [time] | attend [KV] | prefill [KV] | model FILE KV "
+                    "N_SEQ DEPTH... | "
                     "compare FILE KV\n");
     return 2;
 }

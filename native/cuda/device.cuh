@@ -4,6 +4,17 @@
 
 #include "instructions.cuh"
 
+__device__ __forceinline__ float activate(uint32_t activation, float x) {
+    if (activation == 0) /* SiLU */
+        return x / (1.0f + __expf(-x));
+    return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+}
+
+/* Byte i of x as a float: the mantissa of 2^23 + byte. */
+__device__ __forceinline__ float byte_of(uint32_t x, int i) {
+    return __uint_as_float(__byte_perm(x, 0x4b000000u, 0x7440u | i)) - 0x1p23f;
+}
+
 /* The sign of kv/rotate.h. */
 __host__ __device__ __forceinline__ bool rotate_negative(uint32_t channel) {
     uint32_t hash = (channel + 1) * 0x9E3779B1u;

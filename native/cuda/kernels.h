@@ -7,11 +7,14 @@
 #include "format.h"
 #include "weights.cuh"
 
+constexpr float X_UNIT = 64.0f; /* activations enter matrix products as halves of x / 64: up to 4 million, steps of 4e-6 */
+
 /* ---- weights.cu ---- */
 
 void launch_arrange(const matrix &m, const uint8_t *source, size_t row_bytes, uint32_t first_block, uint32_t n_blocks,
                     cudaStream_t stream);
-void launch_expand(const matrix &m, uint32_t first_row, uint32_t n_rows, __half *out, cudaStream_t stream);
+/* out (16 n_blocks, 64 n_steps) = rows of the matrix from 16 first_block on; expanded_place is the order of columns */
+void launch_expand(const matrix &m, uint32_t first_block, uint32_t n_blocks, __half *out, cudaStream_t stream);
 void launch_embed(const matrix &m, const int32_t *tokens, uint32_t n_tokens, float scale, float *x, cudaStream_t stream);
 
 /* ---- linear.cu: few rows ---- */
@@ -50,6 +53,17 @@ typedef struct store_args { /* kvq_heads, on the device */
     bool interleaved;
 } store_args;
 
+/* Rows of halves x / X_UNIT have their columns in the order of expanded_place, and zeros up to whole steps. */
+/* halfs (n_rows, n padded) = x (n_rows, n), through an RMS norm if w is given */
+void launch_halfs(const float *x, const float *w, float eps, uint32_t n, uint32_t n_rows, __half *halfs,
+                  cudaStream_t stream);
+/* halfs (n_rows, n padded) = act(gate) * up, which are (n_rows, n padded) halves of x / X_UNIT as a product writes them */
+void launch_gate(const __half *gate, const __half *up, uint32_t activation, uint32_t n, uint32_t n_rows, __half *halfs,
+                 cudaStream_t stream);
+/* y (n_rows, n) = what halfs stand for */
+void launch_floats(const __half *halfs, uint32_t n, uint32_t n_rows, float *y, cudaStream_t stream);
+/* y (n_rows, n) = bias, or += */
+void launch_bias(const float *bias, uint32_t n, uint32_t n_rows, bool add, float *y, cudaStream_t stream);
 void launch_norm(const float *x, const float *w, float eps, uint32_t n, uint32_t n_rows, bool add, float *y,
                  cudaStream_t stream);
 void launch_gather(const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y, cudaStream_t stream);

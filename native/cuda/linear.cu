@@ -14,7 +14,6 @@
 namespace {
 
 constexpr int N_WARPS = 8;
-constexpr float X_UNIT = 64.0f; /* fragments hold x / 64 as halves: |x| up to 4 million, steps of 4e-6 */
 
 template <int KIND> struct kind_traits {
     static constexpr int N_CODES = KIND == W_F16 ? 4 : KIND == W_Q8 ? 2 : 1; /* 16-byte words of codes of a step */
@@ -108,7 +107,8 @@ template <int KIND> __device__ __forceinline__ float2 scale_of(const quad_data<K
                            scaled_byte(words[s], 2 * g + 1, -super.y, 0x1p23f * super.y));
     } else if constexpr (KIND == W_Q6K) {
         float factor = __low2float(d.super[i]) * unit; /* the scale is signed: flip its sign bit and take 128 away */
-        return make_float2(scaled_byte(words[s] ^ 0x80808080u, g, factor, -(0x1p23f + 128.0f) * factor), 0.0f);
+        float byte = scaled_byte(words[s] ^ 0x80808080u, g, factor, -0x1p23f * factor); /* each step is exact */
+        return make_float2(byte - 128.0f * factor, 0.0f);
     } else if constexpr (KIND == W_Q4M) {
         return make_float2(half_of(words[2 * s + g], 0) * unit, half_of(words[2 * s + g], 1));
     } else {
@@ -264,12 +264,6 @@ __device__ __forceinline__ void sum_warps(const float (&c)[NT][4], int warp, int
         sums[i] = sum;
     }
     __syncthreads();
-}
-
-__device__ __forceinline__ float activate(uint32_t activation, float x) {
-    if (activation == 0) /* SiLU */
-        return x / (1.0f + __expf(-x));
-    return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
 }
 
 template <int KIND, int NT>

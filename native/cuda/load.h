@@ -7,7 +7,10 @@
 
 extern decltype(kvq_cuda_host::fail) fail; /* kvq_fail of the core */
 
-enum { STAGING_BYTES = 64 << 20 };
+enum {
+    STAGING_BYTES = 64 << 20,
+    MAX_EXPANDED_BYTES = 128 << 20 /* one of an 8B model's matrices as halves: with less, products are cut into odd parts */
+};
 
 struct weight_memory { /* kvq_weight.device */
     matrix m;

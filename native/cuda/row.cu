@@ -32,6 +32,77 @@ __global__ void norm_kernel(const float *x, const float *w, float eps, uint32_t 
     }
 }
 
+/* The first of the eight columns in 16 bytes of expanded rows: they are column + { 0, 1, 8, 9, 16, 17, 24, 25 }. */
+__device__ __forceinline__ uint32_t first_column(uint32_t eight) {
+    return eight / 4 * 32 + eight % 4 * 2;
+}
+
+/* A block per row. */
+__global__ void halfs_kernel(const float *x, const float *w, float eps, uint32_t n, __half *halfs) {
+    __shared__ float shared[32];
+    let_next_start();
+    wait_for_previous();
+    const float *row = x + (size_t)blockIdx.x * n;
+    float factor = 1.0f / X_UNIT, squares = 0.0f;
+    for (uint32_t i = threadIdx.x; w != NULL && i < n; i += blockDim.x)
+        squares += row[i] * row[i];
+    if (w != NULL)
+        factor *= rsqrtf(sum_of_block(squares, shared) / n + eps);
+    uint4 *to = reinterpret_cast<uint4 *>(halfs + (size_t)blockIdx.x * round_step(n));
+    for (uint32_t i = threadIdx.x; i < round_step(n) / 8; i += blockDim.x) {
+        uint32_t out[4];
+#pragma unroll
+        for (uint32_t p = 0; p < 4; p++) {
+            uint32_t col = first_column(i) + 8 * p;
+            float low = col < n ? row[col] * factor : 0.0f, high = col + 1 < n ? row[col + 1] * factor : 0.0f;
+            if (w != NULL && col < n)
+                low *= w[col];
+            if (w != NULL && col + 1 < n)
+                high *= w[col + 1];
+            out[p] = pack_halfs(low, high);
+        }
+        to[i] = make_uint4(out[0], out[1], out[2], out[3]);
+    }
+}
+
+/* A thread per 16 bytes of halfs. */
+__global__ void gate_kernel(const __half *gate, const __half *up, uint32_t activation, uint32_t n, uint32_t n_rows,
+                            __half *halfs) {
+    let_next_start();
+    wait_for_previous();
+    uint32_t i = blockIdx.y * blockDim.x + threadIdx.x, width = round_step(n);
+    if (i >= width / 8)
+        return;
+    size_t row = (size_t)blockIdx.x * width;
+    uint32_t out[4];
+#pragma unroll
+    for (uint32_t p = 0; p < 4; p++) {
+        uint32_t col = first_column(i) + 8 * p;
+        float2 g = __half22float2(*reinterpret_cast<const __half2 *>(gate + row + col));
+        float2 u = __half22float2(*reinterpret_cast<const __half2 *>(up + row + col));
+        out[p] = pack_halfs(col < n ? activate(activation, g.x * X_UNIT) * u.x : 0.0f,
+                            col + 1 < n ? activate(activation, g.y * X_UNIT) * u.y : 0.0f);
+    }
+    reinterpret_cast<uint4 *>(halfs + row)[i] = make_uint4(out[0], out[1], out[2], out[3]);
+}
+
+__global__ void floats_kernel(const __half *halfs, uint32_t n, float *y) {
+    let_next_start();
+    wait_for_previous();
+    uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
+    if (i < n)
+        y[(size_t)blockIdx.x * n + i] =
+            X_UNIT * __half2float(halfs[(size_t)blockIdx.x * round_step(n) + i / STEP * STEP + expanded_place(i % STEP)]);
+}
+
+__global__ void bias_kernel(const float *bias, uint32_t n, bool add, float *y) {
+    let_next_start();
+    wait_for_previous();
+    uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
+    if (i < n)
+        y[(size_t)blockIdx.x * n + i] = bias[i] + (add ? y[(size_t)blockIdx.x * n + i] : 0.0f);
+}
+
 /* rows ascend and row i of y comes from a row >= i of x, so y may be x if rows are moved one after the other */
 __global__ void gather_kernel(const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y) {
     let_next_start();
@@ -114,6 +185,24 @@ __global__ void store_kernel(const __grid_constant__ store_args a) {
 void launch_norm(const float *x, const float *w, float eps, uint32_t n, uint32_t n_rows, bool add, float *y,
                  cudaStream_t stream) {
     launch(norm_kernel, dim3(n_rows), n >= 1024 ? 1024 : 256, 0, stream, x, w, eps, n, add, y);
+}
+
+void launch_halfs(const float *x, const float *w, float eps, uint32_t n, uint32_t n_rows, __half *halfs,
+                  cudaStream_t stream) {
+    launch(halfs_kernel, dim3(n_rows), 256, 0, stream, x, w, eps, n, halfs);
+}
+
+void launch_gate(const __half *gate, const __half *up, uint32_t activation, uint32_t n, uint32_t n_rows, __half *halfs,
+                 cudaStream_t stream) {
+    launch(gate_kernel, dim3(n_rows, (n + 2047) / 2048), 256, 0, stream, gate, up, activation, n, n_rows, halfs);
+}
+
+void launch_floats(const __half *halfs, uint32_t n, uint32_t n_rows, float *y, cudaStream_t stream) {
+    launch(floats_kernel, dim3(n_rows, (n + 255) / 256), 256, 0, stream, halfs, n, y);
+}
+
+void launch_bias(const float *bias, uint32_t n, uint32_t n_rows, bool add, float *y, cudaStream_t stream) {
+    launch(bias_kernel, dim3(n_rows, (n + 255) / 256), 256, 0, stream, bias, n, add, y);
 }
 
 void launch_gather(const float *x, uint32_t n, const uint32_t *rows, uint32_t n_rows, float *y, cudaStream_t stream) {

@@ -1,7 +1,7 @@
 /*
- * A step as a graph: its operations are captured, then launched as one. The graph of a decode step (one token per sequence)
- * is kept and replayed: tokens, positions, page tables and the units of attention are read from device memory, so nothing
- * in it changes from step to step.
+ * A decode step (one token per sequence) is a graph, captured once per number of sequences and replayed: tokens, positions,
+ * page tables and the units of attention are read from device memory, so nothing in it changes from step to step. Any other
+ * step is launched as its operations come: the GPU is busy with one while the next is asked for.
  */
 #include "backend.cuh"
 
@@ -37,7 +37,7 @@ pykvq_status fill_arrays(cuda_backend *c, const kvq_batch *batch) {
     return PYKVQ_OK;
 }
 
-void upload_arrays(cuda_backend *c, uint32_t variants) {
+void upload_arrays(cuda_backend *c) {
     const kvq_batch *batch = c->batch;
     upload(c, c->device.tokens, c->host.tokens, batch->n_tokens * sizeof(int32_t));
     upload(c, c->device.positions, c->host.positions, batch->n_tokens * sizeof(uint32_t));
@@ -48,56 +48,45 @@ void upload_arrays(cuda_backend *c, uint32_t variants) {
         upload(c, c->device.pages[group], c->host.pages[group], batch->n_tokens * sizeof(uint32_t));
         upload(c, c->device.tables[group], c->host.tables[group], c->n_tables[group] * sizeof(uint32_t));
     }
-    for (uint32_t i = 0; i < c->n_variants; i++) {
-        variant *v = &c->variants[i];
-        if (!(variants >> i & 1))
-            continue;
-        *v->host_n_units = plan_units(&v->shape, batch, c->tables_at[v->shape.group], v->host_units, c->max_units);
-        if (*v->host_n_units == 0)
-            c->refusal = "attention: more units than the backend was made for";
-        upload(c, v->n_units, v->host_n_units, sizeof(uint32_t));
-        upload(c, v->units, v->host_units, *v->host_n_units * sizeof(attend_unit));
-    }
-    upload(c, c->device.jobs, c->host.jobs, c->n_jobs * sizeof(encode_job));
 }
 
 bool is_decode(const kvq_batch *batch) {
     return batch->n_tokens == batch->n_spans && batch->n_logits == batch->n_tokens && batch->n_tokens <= LINEAR_MAX_ROWS;
 }
 
-/* Ends the capture; launches what was captured or kept. */
-void run_graph(cuda_backend *c, bool run) {
+/* The step that was captured becomes one to replay. */
+void keep_graph(cuda_backend *c, bool run) {
     cudaGraph_t graph = NULL;
-    cudaGraphExec_t exec = c->replay != NULL ? c->replay->exec : NULL;
-    uint32_t variants = c->replay != NULL ? c->replay->variants : c->variants_used;
-    if (c->replay == NULL) {
-        flush_norm(c);
-        note(c, cudaStreamEndCapture(c->stream, &graph));
-        if (c->error == cudaSuccess && run)
-            note(c, cudaGraphInstantiate(&exec, graph, 0));
-    }
-    if (run && c->error == cudaSuccess)
-        upload_arrays(c, variants);
-    if (run && c->error == cudaSuccess && c->refusal == NULL) {
-        note(c, cudaGraphLaunch(exec, c->stream));
-        run_encodes(c);
-        note(c, cudaMemcpyAsync(c->host.n_bad, c->device.n_bad, sizeof *c->host.n_bad, cudaMemcpyDeviceToHost, c->stream));
-    }
-    note(c, cudaStreamSynchronize(c->stream));
-    if (run && c->error == cudaSuccess)
-        c->base.n_bad_elements = *c->host.n_bad;
-    if (c->replay == NULL && exec != NULL) {
-        bool keep = is_decode(c->batch) && c->error == cudaSuccess && c->refusal == NULL && c->n_graphs < MAX_GRAPHS;
-        if (keep)
-            c->graphs[c->n_graphs++] = kept_graph{exec, c->batch->n_tokens, c->batch->n_logits, variants};
-        else
-            cudaGraphExecDestroy(exec);
+    kept_graph kept = {NULL, c->batch->n_tokens, c->batch->n_logits, c->variants_used};
+    note(c, cudaStreamEndCapture(c->stream, &graph));
+    if (run && c->error == cudaSuccess && c->refusal == NULL)
+        note(c, cudaGraphInstantiate(&kept.exec, graph, 0));
+    if (kept.exec != NULL) {
+        c->replay = &c->graphs[c->n_graphs++];
+        *c->replay = kept;
     }
     if (graph != NULL)
         cudaGraphDestroy(graph);
 }
 
+void replay_graph(cuda_backend *c) {
+    upload_arrays(c);
+    for (uint32_t i = 0; i < c->n_variants; i++)
+        if (c->replay->variants >> i & 1)
+            upload_units(c, &c->variants[i]);
+    if (c->error == cudaSuccess && c->refusal == NULL)
+        note(c, cudaGraphLaunch(c->replay->exec, c->stream));
+}
+
 } // namespace
+
+void upload_units(cuda_backend *c, variant *v) {
+    *v->host_n_units = plan_units(&v->shape, c->batch, c->tables_at[v->shape.group], v->host_units, c->max_units);
+    if (*v->host_n_units == 0)
+        c->refusal = "attention: more units than the backend was made for";
+    upload(c, v->n_units, v->host_n_units, sizeof(uint32_t));
+    upload(c, v->units, v->host_units, *v->host_n_units * sizeof(attend_unit));
+}
 
 pykvq_status op_step_begin(kvq_backend *be, const kvq_batch *batch) {
     cuda_backend *c = cuda_of(be);
@@ -106,19 +95,37 @@ pykvq_status op_step_begin(kvq_backend *be, const kvq_batch *batch) {
     c->error = cudaSuccess;
     c->refusal = NULL;
     c->n_jobs = c->n_encodes = c->variants_used = 0;
-    c->norm.y = NULL;
+    c->norm.y = c->gated.y = NULL;
     c->replay = NULL;
     for (uint32_t i = 0; is_decode(batch) && i < c->n_graphs; i++)
         if (c->graphs[i].n_tokens == batch->n_tokens && c->graphs[i].n_logits == batch->n_logits)
             c->replay = &c->graphs[i];
-    if (c->replay == NULL)
+    cudaGetLastError(); /* of what was before; launches that fail are found at the end of the step */
+    c->captures = is_decode(batch) && c->replay == NULL && c->n_graphs < MAX_GRAPHS;
+    if (c->captures)
         note(c, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeRelaxed));
+    else if (c->replay == NULL)
+        upload_arrays(c);
     return PYKVQ_OK;
 }
 
 pykvq_status op_step_end(kvq_backend *be, bool run) {
     cuda_backend *c = cuda_of(be);
-    run_graph(c, run);
+    if (c->replay == NULL)
+        flush_pending(c);
+    if (c->captures)
+        keep_graph(c, run);
+    if (run && c->error == cudaSuccess && c->replay != NULL)
+        replay_graph(c);
+    if (run && c->error == cudaSuccess && c->refusal == NULL) {
+        upload(c, c->device.jobs, c->host.jobs, c->n_jobs * sizeof(encode_job));
+        run_encodes(c);
+        note(c, cudaMemcpyAsync(c->host.n_bad, c->device.n_bad, sizeof *c->host.n_bad, cudaMemcpyDeviceToHost, c->stream));
+    }
+    note(c, cudaGetLastError());
+    note(c, cudaStreamSynchronize(c->stream));
+    if (run && c->error == cudaSuccess)
+        c->base.n_bad_elements = *c->host.n_bad;
     c->batch = NULL;
     if (c->error != cudaSuccess)
         return fail(PYKVQ_E_DEVICE, "GPU: %s", cudaGetErrorString(c->error));

@@ -123,18 +123,126 @@ __global__ void arrange_kernel(matrix m, const uint8_t *source, size_t row_bytes
     }
 }
 
-/* out (n_rows, n_in) = rows of the matrix from first_row on */
-__global__ void expand_kernel(matrix m, uint32_t first_row, uint32_t n_rows, __half *out) {
-    uint32_t col = (blockIdx.x * blockDim.x + threadIdx.x) * 2, row = blockIdx.y;
-    if (col >= m.n_in || row >= n_rows)
+/* Four codes of word r of a lane: bytes { b, b + 1 } of column c, then of c + 1, for the fragments b = 2 i and b + 1. */
+template <int KIND> __device__ __forceinline__ uint32_t four_codes(const uint4 (&codes)[2], uint2 high, int r, int i) {
+    constexpr uint32_t ONES = 0x00010001u;
+    const uint32_t *words = reinterpret_cast<const uint32_t *>(codes);
+    if constexpr (KIND == W_Q8)
+        return words[4 * i + r];
+    uint32_t four = words[r] >> 4 * i & 0x0f0f0f0fu;
+    if constexpr (KIND == W_Q5K) {
+        uint32_t bits = high.x >> (4 * r + 2 * i);
+        four |= (bits & ONES) << 4 | (bits >> 1 & ONES) << 12;
+    }
+    if constexpr (KIND == W_Q6K) {
+        uint32_t bits = (r < 2 ? high.x : high.y) >> (8 * (r % 2) + 4 * i);
+        four |= (bits & 3 * ONES) << 4 | (bits >> 2 & 3 * ONES) << 12;
+    }
+    return four;
+}
+
+/* Factor and addend of fragment b of a step, from the row's scale words and { d, dmin }. */
+template <int KIND> __device__ __forceinline__ float2 scale_of(const uint32_t *words, float2 d, int b) {
+    if constexpr (KIND == W_Q4M) {
+        return __half22float2(*reinterpret_cast<const __half2 *>(&words[b / 2]));
+    } else if constexpr (KIND == W_Q6K) {
+        float factor = d.x * (int8_t)(words[0] >> 8 * b & 0xff);
+        return make_float2(factor, -32.0f * factor);
+    } else if constexpr (KIND == W_Q4K || KIND == W_Q5K) {
+        uint32_t scale = words[0] >> 16 * (b / 2);
+        return make_float2(d.x * (scale & 0xff), -d.y * (scale >> 8 & 0xff));
+    } else {
+        float factor = __half2float(__ushort_as_half((uint16_t)(words[0] >> 16 * (b / 2))));
+        return make_float2(factor, (KIND == W_Q8 ? -128.0f : -8.0f) * factor);
+    }
+}
+
+/* What a lane loads of a step. */
+struct step_codes {
+    uint4 codes[4];
+    uint2 high;
+};
+
+template <int KIND> __device__ __forceinline__ void load_step(const matrix &m, size_t at, int lane, step_codes &s) {
+    constexpr int N = KIND == W_F16 ? 4 : KIND == W_Q8 ? 2 : 1;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        s.codes[i] = __ldcs(m.codes + (at * N + i) * 32 + lane);
+    if constexpr (KIND == W_Q5K)
+        s.high.x = __ldcs(reinterpret_cast<const uint32_t *>(m.high) + at * 32 + lane);
+    if constexpr (KIND == W_Q6K)
+        s.high = __ldcs(reinterpret_cast<const uint2 *>(m.high) + at * 32 + lane);
+}
+
+/* The lane's eight halves of row lane / 4 (+ 8 if low is 1) in half i of a step, in the order of expanded_place. */
+template <int KIND>
+__device__ __forceinline__ uint4 eight_halfs(const step_codes &s, int low, int i, const uint32_t *scales, float2 d) {
+    uint32_t out[4];
+#pragma unroll
+    for (int b = 0; b < 2; b++) {
+        float2 scale;
+        if constexpr (KIND != W_F16)
+            scale = scale_of<KIND>(scales, d, 2 * i + b);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int r = low + 2 * h;
+            if constexpr (KIND == W_F16) {
+                out[2 * b + h] = reinterpret_cast<const uint32_t *>(&s.codes[2 * i + b])[r];
+            } else {
+                uint32_t four = four_codes<KIND>(reinterpret_cast<const uint4(&)[2]>(s.codes), s.high, r, i);
+                out[2 * b + h] = pack_halfs(fmaf(byte_of(four, b), scale.x, scale.y),
+                                            fmaf(byte_of(four, 2 + b), scale.x, scale.y));
+            }
+        }
+    }
+    return make_uint4(out[0], out[1], out[2], out[3]);
+}
+
+/*
+ * out (n_blocks 16, n_steps 64) = rows of the matrix from row block first_block on, as halves; the columns of a step in the
+ * order of expanded_place, so that a lane writes what it holds. One warp for four steps of 16 rows. It must read the codes
+ * and write 2 bytes per weight.
+ */
+template <int KIND>
+__global__ void __launch_bounds__(256) expand_kernel(matrix m, uint32_t first_block, uint32_t n_blocks, __half *out) {
+    let_next_start();
+    uint32_t warp = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32, n = n_quads(m.n_steps);
+    uint32_t block = warp / n, quad = warp % n;
+    if (block >= n_blocks) {
+        wait_for_previous();
         return;
-    float x = weight_at(m, first_row + row, col), y = col + 1 < m.n_in ? weight_at(m, first_row + row, col + 1) : 0.0f;
-    if (col + 1 < m.n_in && m.n_in % 2 == 0)
-        *reinterpret_cast<__half2 *>(out + (size_t)row * m.n_in + col) = __floats2half2_rn(x, y);
-    else {
-        out[(size_t)row * m.n_in + col] = __float2half_rn(x);
-        if (col + 1 < m.n_in)
-            out[(size_t)row * m.n_in + col + 1] = __float2half_rn(y);
+    }
+    step_codes steps[QUAD];
+    constexpr int WORDS = KIND == W_Q4M ? 2 : 1;
+    uint4 scales[2][WORDS];
+    float2 d[2];
+    size_t row = ((size_t)(first_block + block) * n + quad) * ROWS + lane / 4;
+#pragma unroll
+    for (int s = 0; s < QUAD; s++)
+        if (quad * QUAD + s < m.n_steps)
+            load_step<KIND>(m, (size_t)(first_block + block) * m.n_steps + quad * QUAD + s, lane, steps[s]);
+#pragma unroll
+    for (int low = 0; low < 2; low++) {
+        if constexpr (KIND != W_F16)
+#pragma unroll
+            for (int w = 0; w < WORDS; w++)
+                scales[low][w] = __ldg(reinterpret_cast<const uint4 *>(m.scales) + (row + 8 * low) * WORDS + w);
+        if constexpr (KIND >= W_Q4K)
+            d[low] = __half22float2(m.super[row + 8 * low]);
+    }
+    wait_for_previous();
+#pragma unroll
+    for (int s = 0; s < QUAD; s++) {
+        if (quad * QUAD + s >= m.n_steps)
+            break;
+#pragma unroll
+        for (int low = 0; low < 2; low++) {
+            __half *to = out + ((size_t)block * ROWS + lane / 4 + 8 * low) * m.n_steps * STEP + (quad * QUAD + s) * STEP;
+            const uint32_t *words = reinterpret_cast<const uint32_t *>(scales[low]) + s * WORDS;
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                reinterpret_cast<uint4 *>(to)[4 * i + lane % 4] = eight_halfs<KIND>(steps[s], low, i, words, d[low]);
+        }
     }
 }
 
@@ -156,8 +264,22 @@ void launch_arrange(const matrix &m, const uint8_t *source, size_t row_bytes, ui
                  n_blocks);
 }
 
-void launch_expand(const matrix &m, uint32_t first_row, uint32_t n_rows, __half *out, cudaStream_t stream) {
-    launch_after(expand_kernel, dim3((m.n_in + 511) / 512, n_rows), 256, 0, stream, m, first_row, n_rows, out);
+void launch_expand(const matrix &m, uint32_t first_block, uint32_t n_blocks, __half *out, cudaStream_t stream) {
+    dim3 grid((unsigned)(((size_t)n_blocks * n_quads(m.n_steps) + 7) / 8));
+    switch (m.kind) {
+#define CASE(kind)                                                                                                         \
+    case kind:                                                                                                             \
+        launch(expand_kernel<kind>, grid, 256, 0, stream, m, first_block, n_blocks, out);                                  \
+        break
+        CASE(W_F16);
+        CASE(W_Q8);
+        CASE(W_Q4S);
+        CASE(W_Q4M);
+        CASE(W_Q4K);
+        CASE(W_Q5K);
+        CASE(W_Q6K);
+#undef CASE
+    }
 }
 
 void launch_embed(const matrix &m, const int32_t *tokens, uint32_t n_tokens, float scale, float *x, cudaStream_t stream) {

@@ -49,6 +49,10 @@ __host__ __device__ __forceinline__ uint32_t n_quads(uint32_t n_steps) {
     return (n_steps + QUAD - 1) / QUAD;
 }
 
+__host__ __device__ __forceinline__ uint32_t round_step(uint32_t n) { /* up to whole steps */
+    return (n + STEP - 1) / STEP * STEP;
+}
+
 /* Where a 4-bit code of fragment b lies: both fragments of a group of 32 columns at the same place of their halves. */
 __host__ __device__ __forceinline__ uint32_t nibble_at(uint32_t b) {
     return 8 * (b % 2) + 4 * (b / 2);
@@ -63,7 +67,13 @@ __host__ __device__ __forceinline__ bool has_super(uint32_t kind) {
     return kind >= W_Q4K;
 }
 
-/* One element; for embeddings and for expanding a matrix to halves. */
+/* Where column c of a step lies in expanded rows: halves { 32 (b / 2) + 8 (lane % 4) .. + 7 } are what one lane holds of
+ * the fragments b and b + 1. A product does not mind, as long as its other side has the same order. */
+__host__ __device__ __forceinline__ uint32_t expanded_place(uint32_t c) {
+    return c / 32 * 32 + c % 8 / 2 * 8 + c % 32 / 8 * 2 + c % 2;
+}
+
+/* One element; for embeddings. */
 __device__ __forceinline__ float weight_at(const matrix &m, uint32_t row, uint32_t col) {
     uint32_t rb = row / ROWS, r16 = row % ROWS, step = col / STEP, c = col % STEP, b = c / 16, c16 = c % 16;
     uint32_t lane = r16 % 8 * 4 + c16 % 8 / 2, reg = r16 / 8 + 2 * (c16 / 8), half = c16 % 2;

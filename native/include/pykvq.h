@@ -229,7 +229,7 @@ typedef struct pykvq_engine_params {
     const char *device; /* "cpu" (NULL means it) */
     uint32_t n_ctx;     /* most tokens of one sequence; 0: what the model was trained for */
     uint32_t n_seq;     /* sequences whose full context the pool holds; 0: 1 */
-    uint32_t n_batch;   /* most tokens in one step; 0: 512 */
+    uint32_t n_batch;   /* most tokens in one step; 0: 512, on a GPU 2048 */
     uint32_t n_logits;  /* most logit rows kept from one step; 0: n_seq */
     uint32_t n_threads; /* 0: the cores this process may use */
     const char *kv;     /* KV type, e.g. "kivi2"; NULL: "f16" */

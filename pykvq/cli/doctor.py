@@ -125,7 +125,7 @@ def _memory_limit() -> int | None:
 
 def _cuda() -> Iterator[Finding]:
     from .. import __file__ as package
-    from ..device import device_problem
+    from ..device import device_problem, load_cublas
 
     problem = device_problem("cuda")
     library = Path(package).parent / "libpykvq_cuda.so"
@@ -133,6 +133,9 @@ def _cuda() -> Iterator[Finding]:
     gpus = list(_gpus())
     if problem is None:
         yield Finding("cuda", "good", f"works: {', '.join(gpus) or 'a GPU'}", facts | {"gpus": gpus})
+        cublas = load_cublas()
+        text = cublas or "cuBLASLt not found, prompts run several times slower: pip install 'pykvq[cuda]'"
+        yield Finding("cublas", "good" if cublas else "missing", text, {"library": cublas})
         return
     seen = f" (this machine has {', '.join(gpus)})" if gpus else ""
     text = problem.removeprefix("device 'cuda': ")

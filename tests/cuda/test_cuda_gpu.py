@@ -28,6 +28,10 @@ def test_encoded_bytes_and_attention() -> None:
     assert " 0 failed" in _run("kv")
 
 
+def test_products_with_weights() -> None:
+    assert " 0 failed" in _run("product")
+
+
 @pytest.mark.parametrize("kv", ["f16", "q8_0", "q4_0", "kivi2", "kvarn3"])
 def test_logits_are_those_of_the_cpu(tiny_llama: Path, kv: str) -> None:
     assert _run("compare", tiny_llama, kv).startswith("ok")

@@ -12,7 +12,7 @@ struct alignas(4) __half2 {
     __half x, y;
 };
 
-extern const float *emulated_halfs; /* the value of each of the 65536 */
+extern __attribute__((visibility("default"))) const float *emulated_halfs; /* the value of each of the 65536 */
 
 static inline float __half2float(__half h) {
     return emulated_halfs[h.bits];

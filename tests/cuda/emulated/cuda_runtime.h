@@ -216,6 +216,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsign
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
+/* Now, or when the graph that is captured runs; seen by the stand-in for cuBLASLt, which is another library. */
+__attribute__((visibility("default"))) cudaError_t emulated_do(std::function<void()> work);
 template <typename F> cudaError_t cudaFuncSetAttribute(F, int, int) {
     return cudaSuccess;
 }

@@ -286,7 +286,7 @@ struct emulated_graph {
 
 static emulated_graph *capturing;
 
-static cudaError_t do_now_or_later(std::function<void()> work) {
+cudaError_t emulated_do(std::function<void()> work) {
     if (capturing != NULL)
         capturing->launches.push_back(std::move(work));
     else
@@ -299,18 +299,18 @@ void emulated_launch(std::function<void()> kernel, dim3 grid, unsigned n_threads
     (void)ready;
     if (n_shared > SHARED_BYTES || n_threads > MAX_THREADS || n_threads % 32 != 0)
         die("a launch that no GPU would take");
-    do_now_or_later([=] {
+    emulated_do([=] {
         body = kernel;
         run_kernel(grid, n_threads);
     });
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemcpyKind, cudaStream_t) {
-    return do_now_or_later([=] { memmove(to, from, n_bytes); });
+    return emulated_do([=] { memmove(to, from, n_bytes); });
 }
 
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t n_bytes, cudaStream_t) {
-    return do_now_or_later([=] { memset(memory, value, n_bytes); });
+    return emulated_do([=] { memset(memory, value, n_bytes); });
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t, int) {
