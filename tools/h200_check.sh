@@ -15,6 +15,8 @@ for head_dim in 64 128 80 256 16 32 96 112; do # the two that most models have f
     timeout 120 "$check" kv "$head_dim" > "$out/kv_$head_dim.txt" 2>&1 || failed=1
     tail -1 "$out/kv_$head_dim.txt"
 done
+timeout 120 "$check" product > "$out/product.txt" 2>&1 || failed=1
+tail -1 "$out/product.txt"
 for tool in memcheck racecheck; do
     command -v compute-sanitizer > /dev/null || continue
     timeout 90 compute-sanitizer --tool "$tool" --error-exitcode 9 "$check" kv 16 > "$out/$tool.txt" 2>&1 || failed=1
@@ -27,4 +29,5 @@ if [ -n "$model" ]; then
 fi
 timeout 200 "$check" attend > "$out/attend.jsonl" 2> "$out/attend.log"
 cat "$out/attend.jsonl"
+timeout 100 "$check" product time | tee "$out/product.jsonl"
 exit $failed

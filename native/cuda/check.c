@@ -600,8 +600,8 @@ static int time_model(int argc, char **argv) {
         pykvq_seq *seqs[64];
         static const uint32_t prompts[] = {512, 2048, 8192};
         for (int p = 0; p < (n_seq > 1 ? 0 : depth > 8192 ? 2 : 3); p++) {
-            printf("{\"kv\": \"%s\", \"depth\": %u, \"prompt\": %u, \"prefill_tokens_per_second\": %.1f}\n", argv[3], depth,
-                   prompts[p], time_prompt(e, depth, prompts[p]));
+            printf("{\"kv\": \"%s\", \"depth\": %u, \"prefill_%u_tokens_per_second\": %.1f}\n", argv[3], depth, prompts[p],
+                   time_prompt(e, depth, prompts[p]));
             fflush(stdout);
         }
         for (uint32_t s = 0; s < n_seq; s++) {
