@@ -278,7 +278,12 @@ def ablation(question: str) -> Callable[[], str]:
 def retrieval() -> str:
     """Right answers by task and type, over all lengths and depths."""
     parts: list[str] = []
-    for model, rows in groups(results("needle", "multikey", "tracking", "turns", "tool"), short).items():
+
+    def asked(row: Row) -> tuple[Any, ...]:
+        s = row["setting"]
+        return short(row), str(s["lengths"]), str(s["depths"]), s["samples"]
+
+    for (model, *_), rows in groups(results("needle", "multikey", "tracking", "turns", "tool"), asked).items():
         types = list(dict.fromkeys(row["kv"] for row in rows))
         lines = groups(rows, lambda row: row["task"])
         cells_ = _pivot("task", types, lines, lambda row: f"{row['correct']:.0%} ({row['loss']:.3f})")
@@ -359,18 +364,33 @@ def speed_gpu() -> str:
         return f"{row['us_per_layer']:.0f} ({f16[case(row)] / row['us_per_layer']:.2f})"
 
     times = markdown(_pivot("us per layer (speed over f16)", types, groups(attend["rows"], case), time))
-    columns: Columns = {
-        "cache": lambda row: row["kv"],
-        "sequences": lambda row: str(row["n_seq"]),
-        "depth": lambda row: f"{row['depth']:,}",
-        "decode, tokens/s": lambda row: f"{row['decode_tokens_per_second']:.0f}",
-        "prefill of 512": lambda row: f"{row['prefill_512_tokens_per_second']:.0f}" if len(row) > 4 else "",
-    }
     return (
         f"#### Attention\n\n{times}\n\n<sub>`{attend['command']}`: {attend['what']}; {attend['device']}</sub>\n\n"
-        f"#### A whole model\n\n{table(columns, model['rows'])}\n\n<sub>`{model['command']}`: {model['what']}; "
+        f"#### A whole model\n\n{markdown(gpu_rates(model['rows']))}\n\n<sub>`{model['command']}`: {model['what']}; "
         f"{model['device']}</sub>"
     )
+
+
+def gpu_rates(rows: Sequence[Row]) -> list[list[str]]:
+    """Tokens per second, a line for each job and a column for each program and cache."""
+
+    def job(row: Row) -> str:
+        at = f"at depth {row['depth']:,}" if row["depth"] else "empty context"
+        sequences = f"{row['n_seq']} sequences " if row["n_seq"] > 1 else ""
+        return f"prefill of {row['prompt']:,}, {at}" if row["prompt"] else f"decode, {sequences}{at}"
+
+    named: list[Row] = [{**row, "kv": f"{row['program']} {row['kv']}"} for row in rows]
+    named.sort(key=lambda row: (row["prompt"] > 0, row["n_seq"], row["depth"], row["prompt"]))
+    names = list(dict.fromkeys(f"{row['program']} {row['kv']}" for row in rows))
+    return _pivot("tokens/s", names, groups(named, job), lambda row: f"{row['tokens_per_second']:,.0f}")
+
+
+def readme_gpu() -> str:
+    """The four caches of the README, each program's f16 among them."""
+    model = measured("h200_model.json")
+    shown = [("pykvq", "f16"), ("pykvq", "kivi4"), ("pykvq", "kivi2"), ("llama.cpp", "f16"), ("llama.cpp", "q4_0")]
+    rows = [row for name in shown for row in model["rows"] if (row["program"], row["kv"]) == name]
+    return markdown(gpu_rates(rows))
 
 
 def memory() -> str:
@@ -451,7 +471,9 @@ def _speed_claims() -> list[list[str]]:
     attend, model = measured("h200_attend.json")["rows"], measured("h200_model.json")["rows"]
     at = [row for row in attend if (row["n_kv"], row["group"]) == (131072, 4)]
     us = {(row["kv"], row["n_seq"]): row["us_per_layer"] for row in at}
-    rate = {row["kv"]: row["decode_tokens_per_second"] for row in model if (row["depth"], row["n_seq"]) == (131072, 1)}
+    deep = ("pykvq", 0, 1, 131072)
+    rows = [row for row in model if (row["program"], row["prompt"], row["n_seq"], row["depth"]) == deep]
+    rate = {row["kv"]: row["tokens_per_second"] for row in rows}
     f16, kivi2 = _deepest()
     throughput = (
         f"kivi2 over f16, 128k tokens on an H200: {rate['kivi2'] / rate['f16']:.2f} for the 8B shape and one sequence; "
@@ -547,6 +569,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "memory": memory,
     "claims": claims,
     "choice": choice,
+    "readme_gpu": readme_gpu,
     "readme_types": readme_types,
 }
 
