@@ -241,25 +241,26 @@ __device__ __forceinline__ float capped(float x, float cap) {
 /* s (n, row, i): of tokens 8 n + lane % 4 * 2 + i of the tile */
 __device__ __forceinline__ void cap_and_mask(const prefill_args &a, const row_state &r, int tile, int lane,
                                              float (&s)[8][4]) {
-    if (a.softcap > 0.0f) { /* back to what scale makes base-2 logits of */
+    if (a.softcap > 0.0f) { /* and back to what scale makes base-2 logits of */
+        float inverse[2] = {1.0f / r.scale[0], 1.0f / r.scale[1]};
 #pragma unroll
         for (int n = 0; n < 32; n++)
-            s[n / 4][n % 4] = capped(s[n / 4][n % 4] * r.scale[n % 4 / 2], a.softcap * LOG2E) / r.scale[n % 4 / 2];
+            s[n / 4][n % 4] = capped(s[n / 4][n % 4] * r.scale[n % 4 / 2], a.softcap * LOG2E) * inverse[n % 4 / 2];
     }
-    int pos = tile * TILE_TOKENS;
-    if (pos + TILE_TOKENS - 1 <= r.first_query && (a.window == 0 || pos > r.last_query - (int)a.window))
+    int pos = tile * TILE_TOKENS, window = a.window > 0 ? (int)a.window : 1 << 30;
+    if (pos + TILE_TOKENS - 1 <= r.first_query && pos > r.last_query - window)
         return;
 #pragma unroll
     for (int n = 0; n < 32; n++) {
         int token = pos + n / 4 * 8 + lane % 4 * 2 + n % 2, query = r.query[n % 4 / 2];
-        bool seen = token <= query && (a.window == 0 || token > query - (int)a.window);
+        bool seen = (token <= query) & (token > query - window);
         s[n / 4][n % 4] = seen ? s[n / 4][n % 4] : -INFINITY;
     }
 }
 
-/* p: A fragments of the probabilities against the new maxima. Returns what earlier sums are to be multiplied by. */
-__device__ __forceinline__ float2 softmax(row_state &r, const float (&s)[8][4], uint4 (&p)[4]) {
-    float factor[2], bound[2];
+/* s becomes the probabilities against the new maxima. Returns what earlier sums are to be multiplied by. */
+__device__ __forceinline__ float2 softmax(row_state &r, float (&s)[8][4]) {
+    float factor[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         float x = fmaxf(s[0][2 * i], s[0][2 * i + 1]);
@@ -269,25 +270,28 @@ __device__ __forceinline__ float2 softmax(row_state &r, const float (&s)[8][4], 
 #pragma unroll
         for (int k = 1; k < 4; k *= 2)
             x = fmaxf(x, __shfl_xor_sync(~0u, x, k));
-        bound[i] = fmaxf(r.max[i], x * r.scale[i]);
-        factor[i] = exp2_fast(r.max[i] - bound[i]);
-        r.max[i] = bound[i];
+        float max = fmaxf(r.max[i], x * r.scale[i]);
+        factor[i] = exp2_fast(r.max[i] - max);
+        r.max[i] = max;
         r.sum[i] *= factor[i];
     }
-    float e[8][4];
 #pragma unroll
     for (int n = 0; n < 32; n++) {
         int i = n % 4 / 2;
-        e[n / 4][n % 4] = exp2_fast(s[n / 4][n % 4] * r.scale[i] - bound[i]);
-        r.sum[i] += e[n / 4][n % 4];
+        s[n / 4][n % 4] = exp2_fast(s[n / 4][n % 4] * r.scale[i] - r.max[i]);
+        r.sum[i] += s[n / 4][n % 4];
     }
+    return make_float2(factor[0], factor[1]);
+}
+
+/* A fragments of them */
+__device__ __forceinline__ void pack_rows(const float (&s)[8][4], uint4 (&p)[4]) {
 #pragma unroll
     for (int b = 0; b < 4; b++) {
-        float (&low)[4] = e[2 * b], (&high)[4] = e[2 * b + 1];
+        const float (&low)[4] = s[2 * b], (&high)[4] = s[2 * b + 1];
         p[b] = make_uint4(pack_halfs(low[0], low[1]), pack_halfs(low[2], low[3]), pack_halfs(high[0], high[1]),
                           pack_halfs(high[2], high[3]));
     }
-    return make_float2(factor[0], factor[1]);
 }
 
 __device__ __forceinline__ void rescale(float (&o)[N_C][4], float2 factor) {

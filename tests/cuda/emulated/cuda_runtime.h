@@ -177,7 +177,7 @@ typedef struct emulated_stream *cudaStream_t;
 typedef struct emulated_graph *cudaGraph_t;
 typedef struct emulated_graph *cudaGraphExec_t;
 struct cudaFuncAttributes {
-    int binaryVersion;
+    int binaryVersion, maxThreadsPerBlock;
 };
 struct cudaDeviceProp {
     char name[256];

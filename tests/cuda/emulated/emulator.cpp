@@ -375,7 +375,7 @@ const char *cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t emulated_attributes(cudaFuncAttributes *out) {
-    out->binaryVersion = 90;
+    *out = {90, 1024};
     return state() != cudaSuccess                    ? state()
            : setting("EMULATED_CAPABILITY", 90) < 80 ? cudaErrorNoKernelImageForDevice
                                                      : cudaSuccess;

@@ -1,0 +1,127 @@
+/*
+ * What compute capability 9.0a has for prefill attention: products of a warp group with the B operand in shared memory,
+ * copies in bulk, barriers that count bytes. A warp group (four warps) multiplies 64 rows, 16 of each warp, as A fragments
+ * in registers.
+ */
+#ifndef KVQ_CUDA_WGMMA_CUH
+#define KVQ_CUDA_WGMMA_CUH
+
+#include "instructions.cuh"
+
+__device__ __forceinline__ uint32_t shared_address(const void *p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+/* ---- barriers ---- */
+
+__device__ __forceinline__ void barrier_init(uint64_t *barrier, int n) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0],%1;" ::"r"(shared_address(barrier)), "r"(n) : "memory");
+}
+
+__device__ __forceinline__ void barrier_init_done() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint64_t *barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _,[%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done,[%0],%1;\n"
+                 "@done bra over;\n"
+                 "bra again;\n"
+                 "over:\n"
+                 "}" ::"r"(shared_address(barrier)),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* Bytes from global to shared memory; the barrier is passed when they are there. One thread. */
+__device__ __forceinline__ void copy_bulk(void *shared, const void *global, uint32_t n_bytes, uint64_t *barrier) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _,[%0],%1;" ::"r"(shared_address(barrier)), "r"(n_bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(
+                     shared_address(shared)),
+                 "l"(global), "r"(n_bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
+
+/* ---- products ---- */
+
+/* B operand: matrices of 8 x 8 halves of 128 bytes each, without swizzling. Bytes from one to the next along the sum, and
+ * along the columns. */
+__device__ __forceinline__ uint64_t matrix_descriptor(const void *p, uint32_t along_sum, uint32_t along_cols) {
+    return (shared_address(p) & 0x3ffff) >> 4 | (uint64_t)(along_sum >> 4) << 16 | (uint64_t)(along_cols >> 4) << 32;
+}
+
+__device__ __forceinline__ void products_begin() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void products_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/* Until at most N committed groups are under way. */
+template <int N> __device__ __forceinline__ void products_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+/* The compiler does not know that products write later than where they are asked for. */
+template <int N> __device__ __forceinline__ void keep_order(float (&x)[N][4]) {
+#pragma unroll
+    for (int i = 0; i < N * 4; i++)
+        asm volatile("" : "+f"(x[i / 4][i % 4])::"memory");
+}
+
+template <int N> __device__ __forceinline__ void keep_order(uint4 (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+r"(x[i].x), "+r"(x[i].y), "+r"(x[i].z), "+r"(x[i].w)::"memory");
+}
+
+/* Registers of each thread of a warp group that need few, and of one that gets theirs. */
+__device__ __forceinline__ void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+}
+
+__device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+}
+
+#define FOUR(c, n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+
+/* c (64, 64) = a (64, 16) . b (16, 64), or added to it */
+__device__ __forceinline__ void warpgroup_mma(float (&c)[8][4], uint4 a, uint64_t b, bool add) {
+    asm volatile(
+        "{\n"
+        ".reg .pred add;\n"
+        "setp.ne.b32 add,%37,0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"
+        "%29,%30,%31},{%32,%33,%34,%35},%36,add,1,1,0;\n"
+        "}"
+        : FOUR(c, 0), FOUR(c, 1), FOUR(c, 2), FOUR(c, 3), FOUR(c, 4), FOUR(c, 5), FOUR(c, 6), FOUR(c, 7)
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"((int)add));
+}
+
+/* c (64, 128) += a (64, 16) . b (16, 128) */
+__device__ __forceinline__ void warpgroup_mma(float (&c)[16][4], uint4 a, uint64_t b, bool add) {
+    asm volatile(
+        "{\n"
+        ".reg .pred add;\n"
+        "setp.ne.b32 add,%69,0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"
+        "%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,"
+        "%56,%57,%58,%59,%60,%61,%62,%63},{%64,%65,%66,%67},%68,add,1,1,0;\n"
+        "}"
+        : FOUR(c, 0), FOUR(c, 1), FOUR(c, 2), FOUR(c, 3), FOUR(c, 4), FOUR(c, 5), FOUR(c, 6), FOUR(c, 7), FOUR(c, 8),
+          FOUR(c, 9), FOUR(c, 10), FOUR(c, 11), FOUR(c, 12), FOUR(c, 13), FOUR(c, 14), FOUR(c, 15)
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"((int)add));
+}
+
+#endif
