@@ -212,6 +212,7 @@ static void attend_short(cuda_backend *c, const kvq_attention *t, uint32_t longe
     a.v_tile_bytes = (uint32_t)kv->v_tile_bytes;
     a.n_head = t->n_head;
     a.n_head_kv = kv->n_head_kv;
+    a.sink_logits = t->sink_logits;
     a.scale = t->scale;
     a.softcap = t->softcap;
     a.window = t->window;
@@ -241,6 +242,7 @@ static void attend_long(cuda_backend *c, const kvq_attention *t) {
     a.n_head = t->n_head;
     a.n_head_kv = kv->n_head_kv;
     a.head_dim = kv->head_dim;
+    a.sink_logits = t->sink_logits;
     a.scale = t->scale;
     a.softcap = t->softcap;
     a.window = t->window;
@@ -257,10 +259,6 @@ void op_attend(kvq_backend *be, const kvq_attention *t) {
     if (!describe_codec(t->kv->k, t->kv->head_dim, &side, &format) ||
         !describe_codec(t->kv->v, t->kv->head_dim, &side, &format)) {
         c->refusal = "attention: a KV type that the GPU has no kernel for";
-        return;
-    }
-    if (t->sink_logits != NULL) {
-        c->refusal = "attention: sink logits are not implemented on the GPU";
         return;
     }
     uint32_t longest_short = 0;

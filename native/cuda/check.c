@@ -57,6 +57,7 @@ typedef struct fixture {
     kvq_span spans[4];         /* of the queries; all read the same pages */
     uint32_t n_spans;
     int32_t positions[512]; /* (n_q) */
+    float sinks[64], *d_sinks; /* (n_head) extra logits; d_sinks NULL: none */
 } fixture;
 
 static size_t round64(size_t n) {
@@ -134,6 +135,7 @@ static void attend(fixture *f, uint32_t window, float softcap) {
                                                .o = f->d_o,
                                                .window = window,
                                                .softcap = softcap,
+                                               .sink_logits = f->d_sinks,
                                                .scale = 1.0f / sqrtf((float)f->kv.head_dim),
                                                .kv = &f->kv});
     TRY(f->be->ops->step_end(f->be, true));
@@ -187,6 +189,10 @@ static double reference_error(const fixture *f, const float *k, const float *v, 
                 s[t] = dot / sqrt(hd);
                 s[t] = softcap > 0 ? softcap * tanh(s[t] / softcap) : s[t];
                 max = fmax(max, s[t]);
+            }
+            if (f->d_sinks != NULL) {
+                max = fmax(max, f->sinks[h]);
+                sum = exp(f->sinks[h] - max);
             }
             memset(o, 0, hd * sizeof *o);
             for (uint32_t t = first; t <= pos; t++) {
@@ -261,6 +267,12 @@ static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, 
     TRY(be->ops->copy(be, f.dk, f.k, n * 4));
     TRY(be->ops->copy(be, f.dv, f.v, n * 4));
     TRY(be->ops->copy(be, f.dq, f.q, n_query * 4));
+    if (window > 0) { /* models with extra logits have windows */
+        for (uint32_t h = 0; h < f.n_head; h++)
+            f.sinks[h] = 2 * normal();
+        f.d_sinks = device(be, f.n_head * 4);
+        TRY(be->ops->copy(be, f.d_sinks, f.sinks, f.n_head * 4));
+    }
     size_t raw_bytes = n_tiles * kvq_raw_head_halfs(&f.kv) * n_head_kv * 2;
     uint8_t *poison = malloc(raw_bytes);
     memset(poison, 0xff, raw_bytes);
@@ -317,7 +329,7 @@ static void check_pair(kvq_backend *be, const kvq_codec *k, const kvq_codec *v, 
     }
     be->ops->free(be, f.kv.raw, 0), be->ops->free(be, f.kv.coded, 0), be->ops->free(be, f.dk, 0),
         be->ops->free(be, f.dv, 0);
-    be->ops->free(be, f.dq, 0), be->ops->free(be, f.d_o, 0);
+    be->ops->free(be, f.dq, 0), be->ops->free(be, f.d_o, 0), be->ops->free(be, f.d_sinks, 0);
     free(f.pages), free(f.k), free(f.v), free(f.q), free(f.o), free(jobs), free(page), free(x), free(decoded);
 }
 

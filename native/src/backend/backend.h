@@ -129,7 +129,7 @@ typedef struct kvq_attention {
     float scale;              /* of q.k */
     float softcap;            /* logits become softcap * tanh(logit / softcap); 0: none */
     uint32_t window;          /* a query sees positions > its own - window; 0: all up to its own */
-    const float *sink_logits; /* (n_head) or NULL: an extra logit without value in each softmax */
+    const float *sink_logits; /* (n_head), backend memory, or NULL: an extra logit without value in each softmax */
     const kvq_kv_layer *kv;
     uint32_t group;
 } kvq_attention;
