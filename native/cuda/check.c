@@ -4,7 +4,7 @@
  *   kvq_cuda_check kv [HEAD_DIM]         encoded bytes against the codecs, attention against float64 over the decoded tiles
  *   kvq_cuda_check product [time]        products with weights of every kind against float64; their time
  *   kvq_cuda_check attend [KV]           time per layer of decode attention, every KV type
- *   kvq_cuda_check prefill [KV]          the same of 512 and 2048 tokens at several depths
+ *   kvq_cuda_check prefill [KV]          the same of 16 to 2048 tokens at several depths
  *   kvq_cuda_check model FILE KV N_SEQ DEPTH...   tokens per second of decode steps at these depths
  *   kvq_cuda_check compare FILE KV                logits against the cpu without rounding of activations
  *
@@ -56,7 +56,7 @@ typedef struct fixture {
     float *dk, *dv, *dq, *d_o; /* device */
     kvq_span spans[4];         /* of the queries; all read the same pages */
     uint32_t n_spans;
-    int32_t positions[512]; /* (n_q) */
+    int32_t positions[512];    /* (n_q) */
     float sinks[64], *d_sinks; /* (n_head) extra logits; d_sinks NULL: none */
 } fixture;
 
@@ -453,7 +453,7 @@ typedef struct timing {
 static timing time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_q, uint32_t n_seq, uint32_t group,
                           uint32_t n_layers) {
     enum { MAX_LAYERS = 32, HD = 128, HEADS = 8 };
-    uint32_t n_tiles = n_kv / 64, n_raw_seq = 1 + (n_q + 63) / 64;
+    uint32_t n_tiles = (n_kv + 63) / 64, n_raw_seq = 1 + (n_q + 63) / 64;
     if (type->tail == UINT32_MAX || n_raw_seq > n_tiles)
         n_raw_seq = n_tiles;
     uint32_t n_coded_seq = n_tiles - n_raw_seq, n_rows = n_seq * n_q;
@@ -538,13 +538,14 @@ static int time_all(int argc, char **argv) {
 }
 
 static int time_prefill(int argc, char **argv) {
-    static const uint32_t depths[] = {0, 8192, 32768, 131072}, lengths[] = {512, 2048};
+    static const uint32_t depths[] = {0, 8192, 32768, 131072}, lengths[] = {16, 64, 512, 2048};
     for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
         const kvq_kv_type *type = kvq_kv_type_at(i);
-        for (int n = 0; runs_type(type, argc > 2 ? argv[2] : NULL) && n < 8; n++) {
-            timing t = time_attend(type, depths[n / 2] + lengths[n % 2], lengths[n % 2], 1, 4, 8);
+        for (int n = 0; runs_type(type, argc > 2 ? argv[2] : NULL) && n < 16; n++) {
+            uint32_t depth = depths[n / 4], n_q = lengths[n % 4];
+            timing t = time_attend(type, depth + n_q, n_q, 1, 4, 8);
             printf("{\"kv\": \"%s\", \"depth\": %u, \"n_tokens\": %u, \"us_per_layer\": %.1f, \"teraflops\": %.1f}\n",
-                   type->name, depths[n / 2], lengths[n % 2], t.us_per_layer, t.teraflops);
+                   type->name, depth, n_q, t.us_per_layer, t.teraflops);
             fflush(stdout);
         }
     }
