@@ -18,12 +18,13 @@ def _tool(name: str) -> str:
     return found
 
 
-def _disassemble(folder: Path, *defines: str) -> str:
-    """Attention for sm_90 with heads of 128 elements."""
+def _disassemble(folder: Path, *defines: str, source: str = "attend", arch: str = "sm_90") -> str:
+    """A kernel of attention with heads of 128 elements."""
     nvcc, cuobjdump, _ = _tool("nvcc"), _tool("cuobjdump"), _tool("nvdisasm")
-    out = folder / "attend.cubin"
-    command = [nvcc, "-O3", "-std=c++17", "-arch=sm_90", "-cubin", f"-DKVQ_HEAD_DIM={HEAD_DIM}", *defines]
-    subprocess.run([*command, NATIVE / "cuda/attend.cu", "-o", out], check=True)
+    out = folder / f"{source}.{arch}.cubin"
+    command = [nvcc, "-O3", "-std=c++17", f"-arch={arch}", "-cubin", f"-DKVQ_HEAD_DIM={HEAD_DIM}", *defines]
+    include = [f"-I{NATIVE / 'src'}", f"-I{NATIVE / 'include'}"]
+    subprocess.run([*command, *include, NATIVE / f"cuda/{source}.cu", "-o", out], check=True)
     return subprocess.run([cuobjdump, "--dump-sass", out], check=True, capture_output=True, text=True).stdout
 
 
@@ -86,3 +87,20 @@ def test_instructions_per_element(tmp_path: Path, k: str, v: str, budget: float)
     n_turns = HEAD_DIM // 16 // 2
     n_instructions = len(over_tiles) + (n_turns - 1) * len(over_channels)
     assert n_instructions / (2 * 64 * HEAD_DIM / 32) < budget
+
+
+@pytest.mark.parametrize(("arch", "product"), [("sm_80", "HMMA.16816.F32"), ("sm_90a", "HGMMA.64x")])
+def test_prefill_is_on_tensor_cores_and_spills_nothing(tmp_path: Path, arch: str, product: str) -> None:
+    (function,) = _kernels(_disassemble(tmp_path, source="prefill", arch=arch))
+    assert sum(text.startswith(product) for _, text in function) >= 24
+    assert not [text for _, text in function if text.startswith(("LDL", "STL"))]
+
+
+def test_softmax_of_prefill_runs_beside_products(tmp_path: Path) -> None:
+    """In the loop over tiles the exponentials lie between the wait for scores and the wait for the values' products."""
+    (function,) = _kernels(_disassemble(tmp_path, source="prefill", arch="sm_90a"))
+    loop = min((body for body in _loops(function) if any(text.startswith("HGMMA.64x128") for text in body)), key=len)
+    waits = [i for i, text in enumerate(loop) if text.startswith("WARPGROUP.DEPBAR")]
+    assert len(waits) == 2
+    exponentials = [i for i, text in enumerate(loop) if text.startswith("MUFU.EX2")]
+    assert sum(waits[0] < i < waits[1] for i in exponentials) > 2 * sum(i > waits[1] for i in exponentials)
