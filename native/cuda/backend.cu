@@ -58,7 +58,7 @@ void op_destroy(kvq_backend *be) {
     cudaFree(c->device.tokens);
     cudaFree(c->ropes[0].device);
     cudaFree(c->fragments);
-    cudaFree(c->x_sums);
+    cudaFree(c->linear_scratch);
     cudaFree(c->staging);
     gemm_destroy(c->gemm);
     cudaFree(c->halfs);
@@ -107,7 +107,8 @@ size_t partial_max_bytes(const cuda_backend *c) {
     return (size_t)c->max_units * 16 * 2 * sizeof(float);
 }
 
-/* Carves the arrays of a step out of one block; returns its size. */
+/* Carves the arrays of a step out of one block; returns its size. What has an entry per row comes first and is copied at
+ * once. */
 size_t lay_out(const cuda_backend *c, uint8_t *memory, step_arrays *a) {
     const kvq_backend_limits *l = &c->limits;
     size_t row = round_256(l->n_batch * sizeof(uint32_t)), at = 0;
@@ -118,12 +119,11 @@ size_t lay_out(const cuda_backend *c, uint8_t *memory, step_arrays *a) {
     at += row;
     a->logit_rows = (uint32_t *)(memory + at);
     at += row;
-    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++) {
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++, at += row)
         a->pages[group] = (uint32_t *)(memory + at);
-        at += row;
+    a->rows_bytes = at;
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++, at += table)
         a->tables[group] = (uint32_t *)(memory + at);
-        at += table;
-    }
     a->n_bad = (unsigned long long *)(memory + at);
     at += 256;
     a->jobs = (encode_job *)(memory + at);
@@ -131,7 +131,7 @@ size_t lay_out(const cuda_backend *c, uint8_t *memory, step_arrays *a) {
 }
 
 struct scratch_sizes {
-    size_t arrays, fragments, x_sums, ropes, halfs, gate_up;
+    size_t arrays, fragments, ropes, halfs, gate_up;
 };
 
 size_t halfs_bytes(const cuda_backend *c, uint32_t n) { /* of n columns, for all rows */
@@ -148,14 +148,12 @@ size_t staging_bytes(const cuda_backend *c) {
 /* Fills in what follows from the limits, and the sizes. */
 scratch_sizes size_scratch(cuda_backend *c) {
     const kvq_backend_limits *l = &c->limits;
-    size_t n_steps = (l->max_n_in + STEP - 1) / STEP;
     scratch_sizes s = {};
     c->max_jobs = KVQ_MAX_GROUPS * (l->n_batch / KVQ_TILE + 1 + l->n_seq);
     c->max_units = plan_max_units(l, MAX_BLOCKS);
     c->max_encodes = 1024;
     s.arrays = lay_out(c, NULL, &c->device);
-    s.fragments = n_steps * (LINEAR_MAX_ROWS / 8) * 1024;
-    s.x_sums = n_steps * 4 * LINEAR_MAX_ROWS * sizeof(float);
+    s.fragments = linear_fragments_bytes(l->max_n_in);
     s.ropes = MAX_ROPES * KVQ_MAX_HEAD_DIM * sizeof(float);
     c->staging_bytes = STAGING_BYTES;
     if (gemm_found()) {
@@ -164,9 +162,10 @@ scratch_sizes size_scratch(cuda_backend *c) {
         s.gate_up = halfs_bytes(c, l->max_n_ff);
         c->n_scratch_bytes = s.halfs + 2 * s.gate_up + GEMM_WORKSPACE_BYTES;
     }
-    c->n_scratch_bytes += s.arrays + s.fragments + s.x_sums + s.ropes + c->staging_bytes + MAX_VARIANTS * units_bytes(c) +
-                          partial_bytes(c) + partial_max_bytes(c) + c->max_units * sizeof(uint32_t) +
-                          prefill_staged_bytes(l) + prefill_partial_bytes(l) + prefill_max_sum_bytes(l);
+    c->n_scratch_bytes += s.arrays + s.fragments + LINEAR_SCRATCH_BYTES + s.ropes + c->staging_bytes +
+                          MAX_VARIANTS * units_bytes(c) + partial_bytes(c) + partial_max_bytes(c) +
+                          c->max_units * sizeof(uint32_t) + prefill_staged_bytes(l) + prefill_partial_bytes(l) +
+                          prefill_max_sum_bytes(l);
     return s;
 }
 
@@ -182,7 +181,7 @@ pykvq_status prepare(cuda_backend *c) {
         return fail(PYKVQ_E_MEMORY, "batch: no %zu bytes of pinned host memory", s.arrays);
     lay_out(c, (uint8_t *)memory, &c->host);
     KVQ_TRY(take(s.fragments, "activation fragments", (void **)&c->fragments));
-    KVQ_TRY(take(s.x_sums, "activation sums", (void **)&c->x_sums));
+    KVQ_TRY(take(LINEAR_SCRATCH_BYTES, "partial products", (void **)&c->linear_scratch));
     KVQ_TRY(take(c->staging_bytes, "weight staging", (void **)&c->staging));
     KVQ_TRY(gemm_create(&c->gemm));
     KVQ_TRY(take(s.halfs, "activations of prefill", (void **)&c->halfs));

@@ -43,6 +43,7 @@ struct step_arrays { /* the same arrays in pinned host memory and on the device 
     uint32_t *tables[KVQ_MAX_GROUPS]; /* page tables, span after span */
     unsigned long long *n_bad;        /* elements of keys and values that were not finite half floats */
     encode_job *jobs;
+    size_t rows_bytes; /* of tokens, positions, logit_rows and pages, which lie side by side */
 };
 
 struct cuda_backend {
@@ -62,7 +63,7 @@ struct cuda_backend {
     } ropes[MAX_ROPES];
     uint32_t n_ropes;
     uint4 *fragments;
-    float *x_sums;
+    uint8_t *linear_scratch;
     uint8_t *staging; /* weights on their way in; when running, a matrix as halves */
     size_t staging_bytes;
     struct gemm *gemm;            /* NULL: without cuBLASLt */
@@ -113,8 +114,10 @@ static inline size_t round_256(size_t n) {
     return (n + 255) / 256 * 256;
 }
 
+enum { UNITS_AT = 256 }; /* bytes of a variant in front of its units */
+
 static inline size_t units_bytes(const cuda_backend *c) { /* of a variant: its number of units, then the units */
-    return 256 + round_256(c->max_units * sizeof(attend_unit));
+    return UNITS_AT + round_256(c->max_units * sizeof(attend_unit));
 }
 
 static inline const matrix &matrix_of(const kvq_weight *w) {

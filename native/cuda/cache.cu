@@ -67,9 +67,9 @@ variant new_variant(const cuda_backend *c, const plan_shape &shape) {
     uint8_t *device = c->units + c->n_variants * units_bytes(c), *host = c->host_units + c->n_variants * units_bytes(c);
     variant v = {};
     v.n_units = (uint32_t *)device;
-    v.units = (attend_unit *)(device + 256);
+    v.units = (attend_unit *)(device + UNITS_AT);
     v.host_n_units = (uint32_t *)host;
-    v.host_units = (attend_unit *)(host + 256);
+    v.host_units = (attend_unit *)(host + UNITS_AT);
     v.shape = shape;
     return v;
 }

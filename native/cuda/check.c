@@ -3,6 +3,7 @@
  *
  *   kvq_cuda_check kv [HEAD_DIM]         encoded bytes against the codecs, attention against float64 over the decoded tiles
  *   kvq_cuda_check product [time]        products with weights of every kind against float64; their time
+ *   kvq_cuda_check linear [TYPE]         time of products of few rows over weights that no cache holds
  *   kvq_cuda_check attend [KV]           time per layer of decode attention, every KV type
  *   kvq_cuda_check prefill [KV]          the same of 16 to 2048 tokens at several depths
  *   kvq_cuda_check model FILE KV N_SEQ DEPTH...   tokens per second of decode steps at these depths
@@ -710,6 +711,8 @@ int main(int argc, char **argv) {
         return check_kv(argc > 2 ? (uint32_t)atoi(argv[2]) : 0);
     if (argc >= 2 && strcmp(argv[1], "product") == 0)
         return argc > 2 ? time_products() : check_products();
+    if (argc >= 2 && strcmp(argv[1], "linear") == 0)
+        return time_few_rows(argc > 2 ? argv[2] : NULL);
     if (argc >= 2 && strcmp(argv[1], "attend") == 0)
         return time_all(argc, argv);
     if (argc >= 2 && strcmp(argv[1], "prefill") == 0)
@@ -718,8 +721,7 @@ int main(int argc, char **argv) {
         return time_model(argc, argv);
     if (argc == 4 && strcmp(argv[1], "compare") == 0)
         return compare_model(argc, argv);
-    fprintf(stderr, "usage: kvq_cuda_check kv [HEAD_DIM] | product [time] | attend [KV] | prefill [KV] | model FILE KV "
-                    "N_SEQ DEPTH... | "
-                    "compare FILE KV\n");
+    fprintf(stderr, "usage: kvq_cuda_check kv [HEAD_DIM] | product [time] | linear [TYPE] | attend [KV] | prefill [KV] | "
+                    "model FILE KV N_SEQ DEPTH... | compare FILE KV\n");
     return 2;
 }

@@ -22,5 +22,6 @@ kvq_backend *open_backend(const kvq_backend_limits *limits); /* or the end, with
 /* check_product.c */
 int check_products(void);
 int time_products(void);
+int time_few_rows(const char *type); /* NULL: all, 1 and 32 rows */
 
 #endif

@@ -36,7 +36,7 @@ static kvq_weight make_weight(kvq_backend *be, uint32_t type, uint32_t n_in, uin
         data[i] = random_byte();
     for (size_t block = 0; types[type].n > 0 && block < n_bytes / w.type->block_bytes; block++)
         for (uint32_t i = 0; i < types[type].n; i++) {
-            uint16_t scale = kvq_f32_to_f16(normal() * 0.01f);
+            uint16_t scale = kvq_f32_to_f16(normal() * (types[type].at > 0 ? 0.003f : 0.01f));
             memcpy(data + block * w.type->block_bytes + types[type].at + 2 * i, &scale, sizeof scale);
         }
     for (size_t i = 0; types[type].n == 0 && i < n_bytes / w.type->block_bytes; i++) { /* floats, and their high halves */
@@ -174,9 +174,9 @@ static void check_project(kvq_backend *be, uint32_t type, uint32_t n_rows, uint3
 }
 
 /* norm, gated, project: what they leave in between is looked at too. */
-static void check_feed_forward(kvq_backend *be, uint32_t type, uint32_t n_rows, uint32_t n_in, uint32_t n_ff,
-                               kvq_activation activation) {
-    kvq_weight gate = make_weight(be, type, n_in, n_ff), up = make_weight(be, (type + 1) % N_TYPES, n_in, n_ff);
+static void check_feed_forward(kvq_backend *be, uint32_t type, uint32_t up_type, uint32_t n_rows, uint32_t n_in,
+                               uint32_t n_ff, kvq_activation activation) {
+    kvq_weight gate = make_weight(be, type, n_in, n_ff), up = make_weight(be, up_type, n_in, n_ff);
     kvq_weight down = make_weight(be, type, n_ff, n_in), norm = make_vector(be, n_in);
     floats x = make_floats(be, (size_t)n_rows * n_in), h = make_floats(be, x.n), y = make_floats(be, x.n);
     floats ff = make_floats(be, (size_t)n_rows * n_ff);
@@ -221,16 +221,20 @@ static kvq_backend *open_products(uint32_t max_n_in, uint32_t n_batch) {
 }
 
 int check_products(void) {
-    static const uint32_t rows[] = {1, 9, 64, 65, 150};
-    kvq_backend *be = open_products(1024, 256);
+    static const uint32_t rows[] = {1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 150};
+    kvq_backend *be = open_products(8448, 256);
     for (uint32_t type = 0; type < N_TYPES; type++) {
-        uint32_t block = find_type(types[type].name)->block_elements;
+        uint32_t block = find_type(types[type].name)->block_elements, other = (type + 1) % N_TYPES;
         for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
             check_project(be, type, rows[i], 512, 133, 1);
             if (block < 64) /* a step that is not whole, a quad that is not whole */
                 check_project(be, type, rows[i], 3 * 32, 48, 1);
-            check_feed_forward(be, type, rows[i], 256, 512, i % 2 == 0 ? KVQ_SILU : KVQ_GELU_TANH);
+            check_feed_forward(be, type, i % 3 == 0 ? other : type, rows[i], 256, 512, i % 2 ? KVQ_SILU : KVQ_GELU_TANH);
         }
+        check_project(be, type, 1, 768, 1100, 1);                    /* many rows of weights for each block */
+        check_feed_forward(be, type, type, 1, 2304, 512, KVQ_SILU);  /* more columns than a ring holds */
+        check_feed_forward(be, type, type, 1, 8448, 256, KVQ_SILU);  /* too many for a norm inside of the product */
+        check_feed_forward(be, type, type, 13, 4096, 256, KVQ_SILU); /* tiles that several blocks share */
     }
     be->ops->destroy(be);
     printf("%u checks, %u failed\n", n_checks, n_failed);
@@ -277,4 +281,112 @@ int time_products(void) {
     drop_floats(be, &x), drop_floats(be, &y);
     be->ops->destroy(be);
     return n_failed > 0;
+}
+
+/* ---- time of decode steps' products ---- */
+
+enum { MOST_ROWS = 64 };
+
+/* A step of one token per sequence, whose graph is kept. */
+static void begin_decode(kvq_backend *be, uint32_t n_rows) {
+    static int32_t zeros[MOST_ROWS];
+    static uint32_t logit_rows[MOST_ROWS];
+    static kvq_page page;
+    static kvq_span spans[MOST_ROWS];
+    static kvq_batch batch;
+    for (uint32_t i = 0; i < n_rows; i++) {
+        logit_rows[i] = i;
+        spans[i] = (kvq_span){.first = i, .n_tokens = 1, .pages = {&page}};
+    }
+    batch = (kvq_batch){.n_tokens = n_rows,
+                        .n_spans = n_rows,
+                        .n_logits = n_rows,
+                        .tokens = zeros,
+                        .positions = zeros,
+                        .spans = spans,
+                        .logit_rows = logit_rows};
+    TRY(be->ops->step_begin(be, &batch));
+}
+
+typedef struct shape {
+    const char *name;
+    uint32_t n_in, n_out[3], n; /* gated if n is 2 */
+} shape;
+
+/* Microseconds of one launch, of many in a row as in a step, over at least 400 MB of weights. */
+static double time_shape(kvq_backend *be, uint32_t type, const shape *s, uint32_t n_rows, size_t *n_bytes) {
+    enum { LAUNCHES = 64, MOST = 64 };
+    static kvq_weight w[MOST][3];
+    *n_bytes = 0;
+    for (uint32_t i = 0; i < s->n; i++) {
+        w[0][i] = make_weight(be, type, s->n_in, s->n_out[i]);
+        *n_bytes += kvq_weight_row_bytes(&w[0][i]) * s->n_out[i];
+    }
+    uint32_t n_distinct = (uint32_t)(400000000 / *n_bytes) + 2;
+    n_distinct = n_distinct > MOST ? MOST : n_distinct;
+    for (uint32_t d = 1; d < n_distinct; d++)
+        for (uint32_t i = 0; i < s->n; i++) {
+            w[d][i] = w[0][i];
+            w[d][i].device = NULL;
+            TRY(be->ops->weight_load(be, &w[d][i]));
+        }
+    floats x = make_floats(be, (size_t)n_rows * s->n_in), y[3];
+    for (uint32_t i = 0; i < s->n; i++)
+        y[i] = make_floats(be, (size_t)n_rows * s->n_out[i]);
+    double best = 1e9;
+    for (int turn = 0; turn < 20; turn++) { /* the first captures the graph */
+        double start = seconds();
+        begin_decode(be, n_rows);
+        for (uint32_t i = 0; i < LAUNCHES; i++) {
+            const kvq_weight *m = w[i % n_distinct];
+            if (s->n == 2)
+                be->ops->gated(be, x.device, n_rows, &m[0], &m[1], KVQ_SILU, y[0].device);
+            else
+                be->ops->project(be, x.device, n_rows, s->n, (const kvq_weight *[]){&m[0], &m[1], &m[2]},
+                                 (const kvq_weight *[]){NULL, NULL, NULL}, false,
+                                 (float *[]){y[0].device, y[s->n / 2].device, y[s->n - 1].device});
+        }
+        TRY(be->ops->step_end(be, true));
+        double elapsed = seconds() - start;
+        best = turn > 1 && elapsed < best ? elapsed : best;
+    }
+    for (uint32_t i = 0; i < s->n; i++) {
+        for (uint32_t d = 1; d < n_distinct; d++)
+            be->ops->weight_free(be, &w[d][i]);
+        drop_weight(be, &w[0][i]);
+        drop_floats(be, &y[i]);
+    }
+    drop_floats(be, &x);
+    return best / LAUNCHES * 1e6;
+}
+
+int time_few_rows(const char *only) {
+    static const shape shapes[] = {{"qkv", 4096, {4096, 1024, 1024}, 3},
+                                   {"output", 4096, {4096}, 1},
+                                   {"gate_up", 4096, {14336, 14336}, 2},
+                                   {"down", 14336, {4096}, 1}};
+    static const uint32_t rows[] = {1, 2, 8, 16, 32, 64};
+    for (uint32_t type = 0; type < 7; type++)
+        for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
+            for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
+                if (only != NULL ? strcmp(only, types[type].name) != 0 : rows[r] != 1 && rows[r] != 32)
+                    continue;
+                kvq_backend *be = open_backend(&(kvq_backend_limits){.n_threads = 1,
+                                                                     .n_batch = MOST_ROWS,
+                                                                     .n_seq = MOST_ROWS,
+                                                                     .n_tiles = 1,
+                                                                     .max_n_in = MAX_N_IN,
+                                                                     .max_n_ff = MAX_N_FF,
+                                                                     .max_n_head = 1,
+                                                                     .max_head_dim = 64,
+                                                                     .max_head_group = 1});
+                size_t n_bytes;
+                double us = time_shape(be, type, &shapes[s], rows[r], &n_bytes);
+                be->ops->destroy(be);
+                printf("{\"weights\": \"%s\", \"shape\": \"%s\", \"rows\": %u, \"us\": %.2f, "
+                       "\"terabytes_per_second\": %.2f}\n",
+                       types[type].name, shapes[s].name, rows[r], us, (double)n_bytes / us * 1e-6);
+                fflush(stdout);
+            }
+    return 0;
 }

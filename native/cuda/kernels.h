@@ -17,28 +17,31 @@ void launch_arrange(const matrix &m, const uint8_t *source, size_t row_bytes, ui
 void launch_expand(const matrix &m, uint32_t first_block, uint32_t n_blocks, __half *out, cudaStream_t stream);
 void launch_embed(const matrix &m, const int32_t *tokens, uint32_t n_tokens, float scale, float *x, cudaStream_t stream);
 
-/* ---- linear.cu: few rows ---- */
+/* ---- linear.cu, gemv.cu: few rows ---- */
 
-enum { LINEAR_MAX_ROWS = 64 };
+enum {
+    LINEAR_MAX_ROWS = 64,
+    LINEAR_MAX_BLOCKS = 256,                                          /* of a launch */
+    LINEAR_SCRATCH_BYTES = LINEAR_MAX_BLOCKS * (4 + 2 * 32 * 128 * 4) /* a counter, two partial tiles per block */
+};
 
 typedef struct linear_args {
     matrix w[3];
     const float *bias[3]; /* or NULL */
     float *y[3];
     uint32_t n, n_rows;
-    const uint4 *x;      /* B fragments of the rows */
-    const float *x_sums; /* of their values over 16 columns */
+    const float *x, *norm; /* (n_rows, n_in), through an RMS norm if norm is given */
+    float eps;
+    uint4 *fragments; /* scratch: linear_fragments_bytes */
+    uint8_t *scratch; /* LINEAR_SCRATCH_BYTES, zeros at first */
     bool add;
     bool times; /* y = act(x . w) * y */
     bool gated; /* y[0] = act(x . w[0]) * (x . w[1]) */
     uint32_t activation;
 } linear_args;
 
-uint32_t linear_tiles(uint32_t n_rows); /* column tiles of 8 that the fragments are laid out for */
-/* x (n_rows, n_in), through an RMS norm if w is given */
-void launch_fragments(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_rows, uint32_t n_tiles,
-                      uint4 *fragments, float *x_sums, cudaStream_t stream);
-void launch_linear(const linear_args &args, cudaStream_t stream); /* matrices of one kind */
+size_t linear_fragments_bytes(uint32_t n_in);
+void launch_linear(const linear_args &args, cudaStream_t stream);
 
 /* ---- row.cu ---- */
 

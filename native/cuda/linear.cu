@@ -1,318 +1,54 @@
 /*
- * Matrix products of few rows (1 to 64 tokens): y = x . w^T on tensor cores, weights dequantized to half pairs in
- * registers.
+ * Matrix products of 2 to 32 rows (tokens): y = x . w^T on tensor cores, weights dequantized to half pairs in registers.
  *
- * W is the A operand (16 rows x 16 columns), x the B operand: 8 NT tokens. A block owns 16 rows; its eight warps take every
- * eighth step of 64 columns and are summed in shared memory. x comes as B fragments of halves (fragments_kernel).
+ * W is the A operand (16 rows x 16 columns), x the B operand: NT tiles of 8 tokens, as fragments of halves
+ * (fragments_kernel). A block works on tiles of 128 rows, a quad (256 columns) at a time: weights and x go through stages
+ * in shared memory, so that x is read from L2 once per 128 rows. Warp w: row blocks 2 (w % 4) and the next, half w / 4 of
+ * the columns.
  *
- * It must read the weights once: bytes / 4.5 TB/s. Codes are multiplied as they are (f16 subnormals), scales come after, so
- * that 4 bits cost about 2 instructions per weight, 0.45 of the issue slots of that time.
+ * The pairs (tile, quad) are shared out evenly: each block, one per SM, takes a run of them. A tile that is cut is summed
+ * by the block that is done last, in the order of the columns.
  */
-#include "device.cuh"
-#include "kernels.h"
+#include "linear.cuh"
 
 namespace {
 
-constexpr int N_WARPS = 8;
+constexpr int N_WARPS = 8, N_THREADS = 32 * N_WARPS, WARP_BLOCKS = 2; /* row blocks of a warp */
+constexpr int TILE_BLOCKS = 8, TILE_ROWS = TILE_BLOCKS * ROWS, MAX_STAGES = 5;
 
-template <int KIND> struct kind_traits {
-    static constexpr int N_CODES = KIND == W_F16 ? 4 : KIND == W_Q8 ? 2 : 1; /* 16-byte words of codes of a step */
-    [[maybe_unused]] static constexpr float OFFSET = KIND == W_Q8    ? 128
-                                                     : KIND == W_Q4S ? 8
-                                                     : KIND == W_Q6K ? 32
-                                                                     : 0;            /* the code of zero */
-    static constexpr bool HAS_MIN = KIND == W_Q4M || KIND == W_Q4K || KIND == W_Q5K; /* an addend per 32 columns */
+template <int KIND> struct chunk { /* of columns */
+    static constexpr int STEPS = KIND == W_F16 ? 2 : QUAD;
+    static constexpr bool HAS_ADDENDS = KIND != W_F16 && KIND != W_Q6K;
+    static constexpr int WORDS = KIND == W_F16 ? quad_words<KIND>::CODES / 2 : quad_words<KIND>::TOTAL; /* of 16 rows */
 };
 
-template <int KIND> struct quad_data { /* what a lane loads of four steps: its rows are lane / 4 and lane / 4 + 8 */
-    uint4 codes[QUAD][kind_traits<KIND>::N_CODES];
-    uint2 high[QUAD];
-    uint4 scales[2][KIND == W_Q4M ? 2 : 1]; /* per row, 4 steps */
-    __half2 super[2];
-};
+/* ---- x ---- */
 
-template <int KIND>
-__device__ __forceinline__ void load_quad(const matrix &m, uint32_t rb, uint32_t quad, int lane, quad_data<KIND> &d) {
-    constexpr int N = kind_traits<KIND>::N_CODES, WORDS = KIND == W_Q4M ? 2 : 1;
-    size_t at = (size_t)rb * m.n_steps + quad * QUAD;
-    const uint4 *codes = m.codes + at * 32 * N + lane;
-#pragma unroll
-    for (int s = 0; s < QUAD; s++) {
-        if (KIND < W_Q4K && quad * QUAD + s >= m.n_steps)
-            break;
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            d.codes[s][i] = __ldcs(codes + (s * N + i) * 32);
-        if constexpr (KIND == W_Q5K)
-            d.high[s].x = __ldcs(reinterpret_cast<const uint32_t *>(m.high) + (at + s) * 32 + lane);
-        if constexpr (KIND == W_Q6K)
-            d.high[s] = __ldcs(reinterpret_cast<const uint2 *>(m.high) + (at + s) * 32 + lane);
-    }
-    size_t row = ((size_t)rb * n_quads(m.n_steps) + quad) * ROWS + lane / 4;
-    if constexpr (KIND != W_F16)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-#pragma unroll
-            for (int w = 0; w < WORDS; w++)
-                d.scales[i][w] = __ldg(reinterpret_cast<const uint4 *>(m.scales) + (row + 8 * i) * WORDS + w);
-            if constexpr (KIND >= W_Q4K)
-                d.super[i] = __ldg(m.super + row + 8 * i);
-        }
+enum { STEP_WORDS = 64, SUM_WORDS = 16 }; /* of 16 bytes, of 8 tokens: fragments of a step; sums of a quad */
+
+__host__ __device__ __forceinline__ uint32_t sums_at(uint32_t n_steps, uint32_t n_tiles) { /* they follow the fragments */
+    return n_quads(n_steps) * QUAD * n_tiles * STEP_WORDS;
 }
-
-/* The codes of fragment b as pairs of f16 subnormals; those of columns 32-63 of a 4-bit kind stay shifted up by 4. */
-template <int KIND> __device__ constexpr int code_shift(int b) {
-    return KIND >= W_Q4S ? 4 * (b / 2) : 0;
-}
-
-template <int KIND> __device__ __forceinline__ void fragment(const quad_data<KIND> &d, int s, int b, uint32_t (&a)[4]) {
-    constexpr uint32_t ONES = 0x00010001u;
-    const uint32_t *words = reinterpret_cast<const uint32_t *>(d.codes[s]);
-    constexpr int UP = 4;
-#pragma unroll
-    for (int r = 0; r < 4; r++) {
-        int shift = code_shift<KIND>(b);
-        if constexpr (KIND == W_F16) {
-            a[r] = words[4 * b + r];
-        } else if constexpr (KIND == W_Q8) {
-            a[r] = words[b / 2 * 4 + r] >> 8 * (b % 2) & 0xff * ONES;
-        } else {
-            a[r] = words[r] >> 8 * (b % 2) & (0xf * ONES) << shift;
-            if constexpr (KIND == W_Q5K)
-                a[r] |= (d.high[s].x >> (4 * r + b) & ONES) << (UP + shift);
-            if constexpr (KIND == W_Q6K)
-                a[r] |= ((r < 2 ? d.high[s].x : d.high[s].y) >> (8 * (r % 2) + 2 * b) & 3 * ONES) << (UP + shift);
-        }
-    }
-}
-
-__device__ __forceinline__ float half_of(uint32_t halfs, int i) {
-    return __half2float(__ushort_as_half((uint16_t)(halfs >> 16 * i)));
-}
-
-/* Byte i of x, times d: the byte becomes the mantissa of a float 2^23 + byte. d_offset = -2^23 d */
-__device__ __forceinline__ float scaled_byte(uint32_t x, int i, float d, float d_offset) {
-    return fmaf(__uint_as_float(__byte_perm(x, 0x4b000000u, 0x7440u | i)), d, d_offset);
-}
-
-/* Factor and addend of row i (0: lane / 4, 1: + 8) in group g of 32 columns (of 16 for Q6K), for codes as f16 subnormals.
- */
-template <int KIND> __device__ __forceinline__ float2 scale_of(const quad_data<KIND> &d, int s, int i, int g) {
-    const uint32_t *words = reinterpret_cast<const uint32_t *>(d.scales[i]);
-    float unit = (float)(1 << 24) / (float)(1 << code_shift<KIND>(KIND == W_Q6K ? g : 2 * g));
-    if constexpr (KIND == W_Q4K || KIND == W_Q5K) {
-        float2 super = __half22float2(d.super[i]);
-        float factor = super.x * unit;
-        return make_float2(scaled_byte(words[s], 2 * g, factor, -0x1p23f * factor),
-                           scaled_byte(words[s], 2 * g + 1, -super.y, 0x1p23f * super.y));
-    } else if constexpr (KIND == W_Q6K) {
-        float factor = __low2float(d.super[i]) * unit; /* the scale is signed: flip its sign bit and take 128 away */
-        float byte = scaled_byte(words[s] ^ 0x80808080u, g, factor, -0x1p23f * factor); /* each step is exact */
-        return make_float2(byte - 128.0f * factor, 0.0f);
-    } else if constexpr (KIND == W_Q4M) {
-        return make_float2(half_of(words[2 * s + g], 0) * unit, half_of(words[2 * s + g], 1));
-    } else {
-        return make_float2(half_of(words[s], g) * unit, 0.0f);
-    }
-}
-
-/* What the columns of x bring to a step: B fragments (b, 2 registers); sums over 16 columns of tokens 2 (lane % 4) + { 0, 1
- * }. */
-template <int NT> struct step_x {
-    uint4 q[NT][2];
-    float2 sums[NT][4];
-};
-
-template <int KIND, int NT>
-__device__ __forceinline__ void load_x(const linear_args &a, uint32_t step, int lane, step_x<NT> &x) {
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-        x.q[nt][0] = x.q[nt][1] = make_uint4(0, 0, 0, 0);
-        if (8 * nt + lane / 4 < a.n_rows) {
-            const uint4 *from = a.x + ((size_t)step * NT + nt) * 64 + lane * 2;
-            x.q[nt][0] = __ldg(from);
-            x.q[nt][1] = __ldg(from + 1);
-        }
-        if constexpr (KIND != W_F16) {
-            const float4 *sums = reinterpret_cast<const float4 *>(a.x_sums) + (((size_t)step * NT + nt) * 4 + lane % 4) * 2;
-            float4 low = __ldg(sums), high = __ldg(sums + 1);
-            x.sums[nt][0] = make_float2(low.x, low.y);
-            x.sums[nt][1] = make_float2(low.z, low.w);
-            x.sums[nt][2] = make_float2(high.x, high.y);
-            x.sums[nt][3] = make_float2(high.z, high.w);
-        }
-    }
-}
-
-/*
- * y += w . x of one step. The codes are multiplied as integers (times 2^-24), from what their offset takes away on; their
- * scale comes after, in f32: 4 FMAs per group of 32 columns, and 4 for the addend of those kinds that have one.
- */
-template <int KIND, int NT>
-__device__ __forceinline__ void multiply_step(const quad_data<KIND> &d, int s, const step_x<NT> &x, float (&y)[NT][4]) {
-    constexpr int PER_GROUP = KIND == W_Q6K ? 1 : 2; /* fragments that share a scale */
-    if constexpr (KIND == W_F16) {
-#pragma unroll
-        for (int b = 0; b < 4; b++) {
-            uint32_t a[4];
-            fragment<KIND>(d, s, b, a);
-#pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                const uint32_t *bx = reinterpret_cast<const uint32_t *>(x.q[nt]) + 2 * b;
-                mma(y[nt], a[0], a[1], a[2], a[3], bx[0], bx[1]);
-            }
-        }
-    } else {
-#pragma unroll
-        for (int g = 0; g < 4 / PER_GROUP; g++) {
-            float c[NT][4];
-            float2 sum[NT];
-#pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                float start = -kind_traits<KIND>::OFFSET / (float)(1 << 24) * (float)(1 << code_shift<KIND>(g * PER_GROUP));
-                sum[nt] = x.sums[nt][g * PER_GROUP];
-                if constexpr (PER_GROUP == 2)
-                    sum[nt] = make_float2(sum[nt].x + x.sums[nt][2 * g + 1].x, sum[nt].y + x.sums[nt][2 * g + 1].y);
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    c[nt][i] = kind_traits<KIND>::OFFSET == 0 ? 0.0f : start * (i % 2 == 0 ? sum[nt].x : sum[nt].y);
-            }
-#pragma unroll
-            for (int b = g * PER_GROUP; b < (g + 1) * PER_GROUP; b++) {
-                uint32_t a[4];
-                fragment<KIND>(d, s, b, a);
-#pragma unroll
-                for (int nt = 0; nt < NT; nt++) {
-                    const uint32_t *bx = reinterpret_cast<const uint32_t *>(x.q[nt]) + 2 * b;
-                    mma(c[nt], a[0], a[1], a[2], a[3], bx[0], bx[1]);
-                }
-            }
-            float2 low = scale_of<KIND>(d, s, 0, g), high = scale_of<KIND>(d, s, 1, g);
-#pragma unroll
-            for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float2 scale = i < 2 ? low : high;
-                    y[nt][i] += c[nt][i] * scale.x;
-                    if constexpr (kind_traits<KIND>::HAS_MIN)
-                        y[nt][i] += (i % 2 == 0 ? sum[nt].x : sum[nt].y) * scale.y;
-                }
-        }
-    }
-}
-
-/* Rows of block rb: this warp takes quads warp, warp + n_warps, ... The first weights are asked for before x is there: they
- * depend on nothing. */
-template <int KIND, int NT>
-__device__ __forceinline__ void multiply(const linear_args &a, const matrix &m, uint32_t rb, int warp, int n_warps,
-                                         int lane, float (&y)[NT][4]) {
-    constexpr int AHEAD = NT >= 4 || KIND == W_F16 || KIND == W_Q8 ? 1 : 2; /* quads in flight */
-    uint32_t n = n_quads(m.n_steps);
-    quad_data<KIND> d[AHEAD];
-#pragma unroll
-    for (int i = 0; i < AHEAD; i++)
-        if (warp + i * n_warps < n)
-            load_quad<KIND>(m, rb, warp + i * n_warps, lane, d[i]);
-    wait_for_previous();
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            y[nt][i] = 0.0f;
-#pragma unroll 1
-    for (uint32_t first = warp; first < n; first += AHEAD * n_warps) {
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            uint32_t quad = first + i * n_warps;
-            if (quad >= n)
-                break;
-            constexpr int X = NT == 1 ? 2 : 1; /* steps of x in flight */
-            step_x<NT> x[X];
-            load_x<KIND, NT>(a, quad * QUAD, lane, x[0]);
-#pragma unroll
-            for (int s = 0; s < QUAD; s++) {
-                if (KIND < W_Q4K && quad * QUAD + s >= m.n_steps) /* rows of K kinds are whole quads */
-                    break;
-                if (X == 2 && s + 1 < QUAD && (KIND >= W_Q4K || quad * QUAD + s + 1 < m.n_steps))
-                    load_x<KIND, NT>(a, quad * QUAD + s + 1, lane, x[(s + 1) % X]);
-                multiply_step<KIND, NT>(d[i], s, x[s % X], y);
-                if (X == 1 && s + 1 < QUAD && (KIND >= W_Q4K || quad * QUAD + s + 1 < m.n_steps))
-                    load_x<KIND, NT>(a, quad * QUAD + s + 1, lane, x[0]);
-            }
-            if (quad + AHEAD * n_warps < n)
-                load_quad<KIND>(m, rb, quad + AHEAD * n_warps, lane, d[i]);
-        }
-    }
-}
-
-/* Sums the warps, or each half of them: sums (n_parts, 16 rows, 8 NT columns) in shared memory. */
-template <int NT>
-__device__ __forceinline__ void sum_warps(const float (&c)[NT][4], int warp, int lane, int n_parts, float *sums,
-                                          float *all) {
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            all[(warp * ROWS + lane / 4 + 8 * (i / 2)) * (8 * NT + 1) + 8 * nt + lane % 4 * 2 + i % 2] = c[nt][i];
-    __syncthreads();
-    int n_warps = N_WARPS / n_parts;
-    for (int i = threadIdx.x; i < n_parts * ROWS * 8 * NT; i += blockDim.x) {
-        int part = i / (ROWS * 8 * NT), at = i % (ROWS * 8 * NT);
-        float sum = 0.0f;
-        for (int w = part * n_warps; w < (part + 1) * n_warps; w++)
-            sum += all[(w * ROWS + at / (8 * NT)) * (8 * NT + 1) + at % (8 * NT)];
-        sums[i] = sum;
-    }
-    __syncthreads();
-}
-
-template <int KIND, int NT>
-__global__ void __launch_bounds__(32 * N_WARPS, NT <= 2 ? 2 : 1) linear_kernel(const __grid_constant__ linear_args a) {
-    __shared__ float all[N_WARPS * ROWS * (8 * NT + 1)], sums[2 * ROWS * 8 * NT];
-    let_next_start();
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t rb = blockIdx.x, i = 0;
-    while (!a.gated && rb >= (a.w[i].n_out + ROWS - 1) / ROWS)
-        rb -= (a.w[i++].n_out + ROWS - 1) / ROWS;
-    int n_parts = a.gated ? 2 : 1, n_warps = N_WARPS / n_parts; /* gated: half of the warps for each matrix */
-    float y[NT][4];
-    multiply<KIND, NT>(a, a.w[i + warp / n_warps], rb, warp % n_warps, n_warps, lane, y);
-    sum_warps<NT>(y, warp, lane, n_parts, sums, all);
-    uint32_t n_out = a.w[i].n_out;
-    for (uint32_t e = threadIdx.x; e < ROWS * 8 * NT; e += blockDim.x) {
-        uint32_t token = e / ROWS, row = rb * ROWS + e % ROWS, at = e % ROWS * 8 * NT + token;
-        if (token >= a.n_rows || row >= n_out)
-            continue;
-        float *to = &a.y[i][(size_t)token * n_out + row], value = sums[at] * X_UNIT;
-        if (a.gated)
-            value = activate(a.activation, value) * (sums[ROWS * 8 * NT + at] * X_UNIT);
-        if (a.bias[i] != NULL)
-            value += a.bias[i][row];
-        *to = a.times ? activate(a.activation, value) * *to : a.add ? *to + value : value;
-    }
-}
-
-/* ---- x as B fragments ---- */
 
 enum { FRAGMENT_THREADS = 256 };
 
 /*
- * Blocks (token, 512 columns): RMS norm if w is given, then B fragments (step, NT, lane, b, 2 registers) and their sums
- * over 16 columns (step, NT, lane % 4, b, 2 tokens). Each block sums the squares of the whole row anew: that is faster than
- * another launch.
+ * Blocks (token, 512 columns): RMS norm if w is given, then B fragments (step, NT, b / 2, lane) of two words for b % 2
+ * each, and the sums over 32 columns as the B operand of their addends: (quad, NT, lane) { groups 2 (lane % 4) + { 0, 1 }
+ * as halves, what these leave }. Each block sums the squares of the whole row anew: that is faster than another launch.
  */
 __global__ void __launch_bounds__(FRAGMENT_THREADS)
-    fragments_kernel(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_steps, uint32_t nt_total,
-                     uint4 *fragments, float *x_sums) {
+    fragments_kernel(const __grid_constant__ linear_args a, uint32_t nt_total) {
     __shared__ float shared[FRAGMENT_THREADS / 32];
     let_next_start();
-    uint32_t token = blockIdx.y, i = blockIdx.x * FRAGMENT_THREADS + threadIdx.x, k = 2 * i;
+    uint32_t n_in = a.w[0].n_in, n_steps = a.w[0].n_steps;
+    uint32_t token = blockIdx.y, k = 2 * (blockIdx.x * FRAGMENT_THREADS + threadIdx.x);
     bool has_low = k < n_in, has_high = k + 1 < n_in;
-    float w_low = w != NULL && has_low ? w[k] : 1.0f, w_high = w != NULL && has_high ? w[k + 1] : 1.0f;
+    float w_low = a.norm != NULL && has_low ? a.norm[k] : 1.0f, w_high = a.norm != NULL && has_high ? a.norm[k + 1] : 1.0f;
     wait_for_previous();
-    const float *row = x + (size_t)token * n_in;
+    const float *row = a.x + (size_t)token * n_in;
     float factor = 1.0f / X_UNIT;
-    if (w != NULL) {
+    if (a.norm != NULL) {
         float squares = 0.0f;
         const float4 *row4 = reinterpret_cast<const float4 *>(row); /* rows of normed activations are whole quadruples */
 #pragma unroll 4
@@ -328,66 +64,503 @@ __global__ void __launch_bounds__(FRAGMENT_THREADS)
         squares = 0.0f;
         for (int n = 0; n < FRAGMENT_THREADS / 32; n++)
             squares += shared[n];
-        factor *= rsqrtf(squares / n_in + eps);
+        factor *= rsqrtf(squares / n_in + a.eps);
     }
-    if (k >= n_steps * STEP)
+    if (k >= n_quads(n_steps) * QUAD * STEP)
         return; /* whole warps: a step is 32 threads */
     float low = has_low ? row[k] * w_low * factor : 0.0f, high = has_high ? row[k + 1] * w_high * factor : 0.0f;
-    uint32_t b = k % STEP / 16, c = k % 16, lane = token % 8 * 4 + c % 8 / 2;
+    uint32_t b = k % STEP / 16, c = k % 16, lane = token % 8 * 4 + c % 8 / 2, step = k / STEP, nt = token / 8;
     __half2 pair = __floats2half2_rn(low, high);
-    size_t tile = (size_t)(k / STEP) * nt_total + token / 8;
-    reinterpret_cast<__half2 *>(fragments)[(tile * 32 + lane) * 8 + 2 * b + c / 8] = pair;
-    float sum = __low2float(pair) + __high2float(pair); /* 8 threads hold the 16 columns of a fragment */
-    for (int n = 1; n < 8; n *= 2)
+    size_t at = ((((size_t)step * nt_total + nt) * 2 + b / 2) * 32 + lane) * 4 + b % 2 * 2 + c / 8;
+    reinterpret_cast<__half2 *>(a.fragments)[at] = pair;
+    float sum = __low2float(pair) + __high2float(pair); /* 16 threads hold the 32 columns of a group */
+    for (int n = 1; n < 16; n *= 2)
         sum += __shfl_xor_sync(~0u, sum, n);
-    if (c == 0)
-        x_sums[((tile * 4 + token % 8 / 2) * 4 + b) * 2 + token % 2] = sum;
+    if (k % 32 != 0)
+        return;
+    uint32_t group = k / 32 % 8;
+    __half whole = __float2half_rn(sum);
+    __half *to = reinterpret_cast<__half *>(a.fragments + sums_at(n_steps, nt_total)) +
+                 (((size_t)(step / QUAD) * nt_total + nt) * 32 + token % 8 * 4 + group / 2) * 4 + group % 2;
+    to[0] = whole;
+    to[2] = __float2half_rn(sum - __half2float(whole));
+}
+
+/* ---- products ---- */
+
+/* Scales of group g of row lane / 4 + 8 i, of K kinds as pairs of halves; the codes of columns 32-63 are shifted up by 4.
+ */
+template <int KIND> __device__ __forceinline__ uint32_t integer_scale(uint32_t word, int g) {
+    constexpr uint32_t ONE = 0x3c003c00u, SIXTEENTH = 0x2c002c00u; /* the byte is the mantissa of 1024 + byte */
+    if (KIND == W_Q6K) {                                           /* signed: flip the sign bit and take 128 away */
+        uint32_t s = permute_bytes(word ^ 0x80808080u, 0x64646464u, 0x4040u | 0x0101u * g);
+        return g < 2 ? fma_halfs(s, ONE, 0xe480e480u) : fma_halfs(s, SIXTEENTH, 0xd480d480u);
+    }
+    uint32_t s = permute_bytes(word, 0x64646464u, 0x4040u | 0x0101u * (2 * g));
+    return g == 0 ? fma_halfs(s, ONE, 0xe400e400u) : fma_halfs(s, SIXTEENTH, 0xd400d400u);
+}
+
+template <int KIND> __device__ __forceinline__ const uint32_t *scales_of(const uint4 *from) {
+    return reinterpret_cast<const uint32_t *>(from + quad_words<KIND>::CODES + quad_words<KIND>::HIGH);
+}
+
+template <int KIND> __device__ __forceinline__ float2 super_of(const uint4 *from, int row) {
+    return __half22float2(reinterpret_cast<const __half2 *>(scales_of<KIND>(from) + 4 * quad_words<KIND>::SCALES)[row]);
+}
+
+/* c += codes . x of a step, scaled by the integers of K kinds, times 2^-24. Such products are exact as halves (of Q6K up to
+ * 2048). */
+template <int KIND, int NT>
+__device__ __forceinline__ void multiply_integers(const uint4 *from, int s, int lane, const uint4 (&x)[NT][2],
+                                                  float (&c)[NT][4]) {
+    constexpr int PER_GROUP = KIND == W_Q6K ? 1 : 2; /* fragments that share a scale */
+    uint4 codes[1];
+    uint2 high = load_step<KIND>(from, s, lane, codes);
+    uint32_t words[2] = {scales_of<KIND>(from)[lane / 4 * 4 + s], scales_of<KIND>(from)[(lane / 4 + 8) * 4 + s]};
+#pragma unroll
+    for (int g = 0; g < 4 / PER_GROUP; g++) {
+        uint32_t scale[2] = {integer_scale<KIND>(words[0], g), integer_scale<KIND>(words[1], g)};
+#pragma unroll
+        for (int b = g * PER_GROUP; b < (g + 1) * PER_GROUP; b++) {
+            uint32_t f[4];
+            fragment<KIND>(codes, high, b, f);
+#pragma unroll
+            for (int r = 0; r < 4; r++)
+                if (KIND == W_Q6K) /* - 32 scale 2^-24 */
+                    f[r] = fma_halfs(f[r], scale[r % 2], mul_halfs(scale[r % 2], b < 2 ? 0x80208020u : 0x82008200u));
+                else
+                    f[r] = mul_halfs(f[r], scale[r % 2]);
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                const uint32_t *bx = reinterpret_cast<const uint32_t *>(&x[nt][b / 2]) + b % 2 * 2;
+                mma(c[nt], f[0], f[1], f[2], f[3], bx[0], bx[1]);
+            }
+        }
+    }
+}
+
+/* y += w . x of a step, but for the addends; scales come after the product, in f32. */
+template <int KIND, int NT>
+__device__ __forceinline__ void multiply_floats(const uint4 *from, int s, int lane, const uint4 (&x)[NT][2],
+                                                float (&y)[NT][4]) {
+    uint4 codes[kind_traits<KIND>::N_CODES];
+    load_step<KIND>(from, s, lane, codes);
+#pragma unroll
+    for (int g = 0; g < 2; g++) {
+        float c[NT][4] = {};
+#pragma unroll
+        for (int b = 2 * g; b < 2 * g + 2; b++) {
+            uint32_t f[4];
+            fragment<KIND>(codes, make_uint2(0, 0), b, f);
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                const uint32_t *bx = reinterpret_cast<const uint32_t *>(&x[nt][b / 2]) + b % 2 * 2;
+                mma(KIND == W_F16 ? y[nt] : c[nt], f[0], f[1], f[2], f[3], bx[0], bx[1]);
+            }
+        }
+        if constexpr (KIND != W_F16) {
+            float scale[2], unit = (float)(1 << 24) / (float)(1 << code_shift<KIND>(2 * g));
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int at = (lane / 4 + 8 * i) * 4 + s;
+                scale[i] = unit * (KIND == W_Q4M ? half_of(scales_of<KIND>(from)[2 * at + g], 0)
+                                                 : half_of(scales_of<KIND>(from)[at], g));
+            }
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    y[nt][i] += c[nt][i] * scale[i / 2];
+        }
+    }
+}
+
+/* y += the addends of a quad times the sums of x: an addend per row and group of 32 columns, as the A operand. */
+template <int KIND, int NT>
+__device__ __forceinline__ void add_addends(const uint4 *from, int lane, const uint2 *sums, float (&y)[NT][4]) {
+    uint32_t f[2];
+    float factor[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int row = lane / 4 + 8 * i, at = row * 4 + lane % 4;
+        const uint32_t *scales = scales_of<KIND>(from);
+        if constexpr (KIND == W_Q4K || KIND == W_Q5K) {
+            f[i] = scales[at] >> 8 & 0x00ff00ffu;
+            factor[i] = super_of<KIND>(from, row).y * -(float)(1 << 24);
+        } else if constexpr (KIND == W_Q4M) {
+            f[i] = permute_bytes(scales[2 * at], scales[2 * at + 1], 0x7632u);
+            factor[i] = 1.0f;
+        } else {
+            f[i] = scales[at];
+            factor[i] = -kind_traits<KIND>::OFFSET;
+        }
+    }
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        float c[4] = {};
+        uint2 bx = sums[nt * 32 + lane];
+        mma(c, f[0], f[1], f[0], f[1], bx.x, bx.y);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            y[nt][i] += c[i] * factor[i / 2];
+    }
+}
+
+/* y += w . x of a warp's part of a chunk. from: its row blocks; x: fragments of the chunk, then sums */
+template <int KIND, int NT>
+__device__ __forceinline__ void multiply_chunk(const uint4 *from, const uint4 *x, uint32_t n_steps, int part, int lane,
+                                               float (&y)[WARP_BLOCKS][NT][4]) {
+    constexpr int STEPS = chunk<KIND>::STEPS;
+    float c[WARP_BLOCKS][NT][4] = {};
+#pragma unroll
+    for (int i = 0; i < STEPS / 2; i++) {
+        int s = part * (STEPS / 2) + i;
+        if (KIND < W_Q4K && s >= n_steps)
+            break;
+        uint4 bx[NT][2];
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                bx[nt][h] = x[(s * NT + nt) * STEP_WORDS + h * 32 + lane];
+#pragma unroll
+        for (int r = 0; r < WARP_BLOCKS; r++)
+            if constexpr (KIND >= W_Q4K)
+                multiply_integers<KIND, NT>(from + r * chunk<KIND>::WORDS, s, lane, bx, c[r]);
+            else
+                multiply_floats<KIND, NT>(from + r * chunk<KIND>::WORDS, s, lane, bx, y[r]);
+    }
+    if constexpr (KIND >= W_Q4K)
+#pragma unroll
+        for (int r = 0; r < WARP_BLOCKS; r++) {
+            float low = super_of<KIND>(from + r * chunk<KIND>::WORDS, lane / 4).x * (float)(1 << 24);
+            float high = super_of<KIND>(from + r * chunk<KIND>::WORDS, lane / 4 + 8).x * (float)(1 << 24);
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    y[r][nt][i] += c[r][nt][i] * (i < 2 ? low : high);
+        }
+    if constexpr (chunk<KIND>::HAS_ADDENDS) {
+        const uint2 *sums = reinterpret_cast<const uint2 *>(x + STEPS * NT * STEP_WORDS);
+        static_assert(WARP_BLOCKS == 2, "a row block for each half of the columns");
+        if (part == 0)
+            add_addends<KIND, NT>(from, lane, sums, y[0]);
+        else
+            add_addends<KIND, NT>(from + chunk<KIND>::WORDS, lane, sums, y[1]);
+    }
+}
+
+/* ---- the run of a block ---- */
+
+struct plan {                             /* of a launch */
+    uint32_t n_blocks, n_tiles, n_chunks; /* row blocks, tiles of rows, chunks of columns */
+    uint32_t n_stages;
+};
+
+template <int KIND, int NT> struct stage { /* in shared memory, in words of 16 bytes */
+    static constexpr int WEIGHTS = TILE_BLOCKS * chunk<KIND>::WORDS;
+    static constexpr int SUMS = chunk<KIND>::HAS_ADDENDS ? NT * SUM_WORDS : 0;
+    static constexpr int X = chunk<KIND>::STEPS * NT * STEP_WORDS;
+    static constexpr int TOTAL = WEIGHTS + X + SUMS;
+};
+
+constexpr int LD = TILE_ROWS + 4; /* of a tile of results in shared memory, (8 NT tokens, LD) */
+
+template <int KIND, int NT> constexpr size_t shared_bytes(uint32_t n_stages) {
+    return (size_t)n_stages * stage<KIND, NT>::TOTAL * 16 + 8 * NT * LD * sizeof(float);
+}
+
+/* What a block asks for, chunk after chunk: warp w the weights of row block w of the tile, all of them x. */
+template <int KIND, int NT> struct walk {
+    typedef stage<KIND, NT> st;
+    static constexpr int STEPS = chunk<KIND>::STEPS;
+    uint32_t tile, c, x_c; /* c: chunk of the weights, x_c: of x */
+    bool is_inside;
+    quad_source<KIND> from;
+
+    __device__ __forceinline__ void start(const linear_args &a, const plan &p, int warp, int lane) {
+        uint32_t rb = tile * TILE_BLOCKS + warp, i = 0;
+        if (a.gated) { /* half of the row blocks of a tile from each matrix */
+            i = warp / (TILE_BLOCKS / 2);
+            rb = tile * (TILE_BLOCKS / 2) + warp % (TILE_BLOCKS / 2);
+        }
+        is_inside = rb < p.n_blocks;
+        if (!is_inside)
+            return;
+        if (!a.gated)
+            i = matrix_at(a, rb);
+        from = source_of<KIND>(a.w[i], rb, c * STEPS, lane);
+    }
+
+    __device__ __forceinline__ void next_weights(const linear_args &a, const plan &p, int warp, int lane, uint4 *to) {
+        if (is_inside)
+            fetch<KIND, STEPS>(from, lane, to + warp * chunk<KIND>::WORDS);
+        advance<KIND, STEPS>(from, 1, lane);
+        if (++c == p.n_chunks) {
+            c = 0;
+            tile++;
+            start(a, p, warp, lane);
+        }
+    }
+
+    __device__ __forceinline__ void next_x(const linear_args &a, const plan &p, uint4 *to) {
+        const uint4 *x = a.fragments + x_c * st::X + threadIdx.x;
+        to += st::WEIGHTS + threadIdx.x;
+#pragma unroll
+        for (int i = 0; i < st::X; i += N_THREADS)
+            if (i + N_THREADS <= st::X || i + (int)threadIdx.x < st::X)
+                copy16_async(to + i, x + i);
+        if (st::SUMS > 0 && (int)threadIdx.x < st::SUMS)
+            copy16_async(to + st::X, a.fragments + sums_at(a.w[0].n_steps, NT) + x_c * st::SUMS + threadIdx.x);
+        x_c = x_c + 1 == p.n_chunks ? 0 : x_c + 1;
+    }
+};
+
+__device__ __forceinline__ void wait_stages(uint32_t n_open) {
+    switch (n_open) {
+    case 0:
+        wait_async<0>();
+        break;
+    case 1:
+        wait_async<1>();
+        break;
+    case 2:
+        wait_async<2>();
+        break;
+    default:
+        wait_async<3>();
+    }
+}
+
+/* First item of block b. */
+__device__ __forceinline__ uint32_t first_item(const plan &p, uint32_t b) {
+    return (uint32_t)((uint64_t)b * p.n_tiles * p.n_chunks / gridDim.x);
+}
+
+/* The results of a tile in shared memory: the two halves of the columns summed. */
+template <int NT>
+__device__ __forceinline__ void gather_tile(const float (&y)[WARP_BLOCKS][NT][4], int warp, int lane, float *tile) {
+#pragma unroll
+    for (int part = 1; part >= 0; part--) {
+        if (warp / 4 == part)
+#pragma unroll
+            for (int r = 0; r < WARP_BLOCKS; r++)
+#pragma unroll
+                for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        int row = (warp % 4 * WARP_BLOCKS + r) * ROWS + lane / 4 + 8 * (i / 2);
+                        float *to = tile + (8 * nt + lane % 4 * 2 + i % 2) * LD + row;
+                        *to = part == 1 ? y[r][nt][i] : *to + y[r][nt][i];
+                    }
+        __syncthreads();
+    }
+}
+
+/* Of a tile that several blocks work on: adds this one's share; true for the last of them, which gets the sum. */
+template <int NT>
+__device__ __forceinline__ bool share_tile(const linear_args &a, const plan &p, uint32_t t, uint32_t n_mine, float *tile) {
+    __shared__ bool is_last;
+    uint32_t start = t * p.n_chunks, n_items = p.n_tiles * p.n_chunks;
+    uint32_t first = (uint32_t)(((uint64_t)(start + 1) * gridDim.x - 1) / n_items); /* block of its first item */
+    auto partial = [&](uint32_t block) { /* a block has two, for the tiles at both ends of its run */
+                                         uint32_t at = 2 * block + (first_item(p, block) / p.n_chunks != t);
+                                         return reinterpret_cast<float *>(a.scratch +
+                                                                          LINEAR_MAX_BLOCKS * sizeof(uint32_t)) +
+                                                (size_t)at * 8 * NT * TILE_ROWS;
+    };
+    uint32_t *arrived = reinterpret_cast<uint32_t *>(a.scratch) + first;
+    float *mine = partial(blockIdx.x);
+    for (uint32_t e = threadIdx.x; e < 8 * NT * TILE_ROWS; e += N_THREADS)
+        mine[e] = tile[e / TILE_ROWS * LD + e % TILE_ROWS];
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        is_last = atomicAdd(arrived, n_mine) + n_mine == p.n_chunks;
+        if (is_last)
+            *arrived = 0;
+    }
+    __syncthreads();
+    if (!is_last)
+        return false;
+    __threadfence();
+    float sum[8 * NT * TILE_ROWS / N_THREADS] = {};
+    for (uint32_t b = first; b < gridDim.x && first_item(p, b) < start + p.n_chunks; b++) {
+        const float *from = partial(b);
+#pragma unroll
+        for (int i = 0; i < 8 * NT * TILE_ROWS / N_THREADS; i++)
+            sum[i] += __ldcg(from + i * N_THREADS + threadIdx.x);
+    }
+#pragma unroll
+    for (int i = 0; i < 8 * NT * TILE_ROWS / N_THREADS; i++)
+        tile[(i * N_THREADS + threadIdx.x) / TILE_ROWS * LD + threadIdx.x % TILE_ROWS] = sum[i];
+    __syncthreads();
+    return true;
+}
+
+/* From shared memory to y. */
+__device__ __forceinline__ void put_tile(const linear_args &a, const plan &p, uint32_t t, const float *tile) {
+    uint32_t n_rows = a.gated ? TILE_ROWS / 2 : TILE_ROWS, r = threadIdx.x % n_rows;
+    uint32_t rb = t * (n_rows / ROWS) + r / ROWS, i = 0;
+    if (rb >= p.n_blocks)
+        return;
+    if (!a.gated)
+        i = matrix_at(a, rb);
+    uint32_t row = rb * ROWS + r % ROWS, n_out = a.w[i].n_out;
+    if (row >= n_out)
+        return;
+    float bias = a.bias[i] != NULL ? a.bias[i][row] : 0.0f;
+    for (uint32_t token = threadIdx.x / n_rows; token < a.n_rows; token += N_THREADS / n_rows) {
+        float *to = &a.y[i][(size_t)token * n_out + row], value = tile[token * LD + r] * X_UNIT;
+        if (a.gated)
+            value = activate(a.activation, value) * (tile[token * LD + r + n_rows] * X_UNIT);
+        value += bias;
+        *to = a.times ? activate(a.activation, value) * *to : a.add ? *to + value : value;
+    }
+}
+
+template <int KIND, int NT>
+__global__ void __launch_bounds__(N_THREADS, 1) linear_kernel(const __grid_constant__ linear_args a, const plan p) {
+    constexpr int WORDS = stage<KIND, NT>::TOTAL;
+    let_next_start();
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint32_t first = first_item(p, blockIdx.x), end = first_item(p, blockIdx.x + 1), n_ahead = p.n_stages - 1;
+    uint4 *stages = reinterpret_cast<uint4 *>(shared_memory());
+    float *tile = reinterpret_cast<float *>(stages + p.n_stages * WORDS);
+    uint32_t c = first % p.n_chunks, t = first / p.n_chunks;
+    walk<KIND, NT> ahead = {t, c, c, false, {}};
+    ahead.start(a, p, warp, lane);
+    for (uint32_t i = 0; i < n_ahead && first + i < end; i++) /* weights depend on nothing */
+        ahead.next_weights(a, p, warp, lane, stages + i * WORDS);
+    wait_for_previous();
+    for (uint32_t i = 0; i < n_ahead; i++) {
+        if (first + i < end)
+            ahead.next_x(a, p, stages + i * WORDS);
+        commit_async();
+    }
+    float y[WARP_BLOCKS][NT][4] = {};
+    uint32_t place = 0, n_mine = 0; /* chunks of the tile so far */
+#pragma unroll 1
+    for (uint32_t item = first; item < end; item++) {
+        wait_stages(n_ahead - 1);
+        __syncthreads();
+        uint32_t free_place = place == 0 ? n_ahead : place - 1;
+        if (item + n_ahead < end) {
+            ahead.next_weights(a, p, warp, lane, stages + free_place * WORDS);
+            ahead.next_x(a, p, stages + free_place * WORDS);
+        }
+        commit_async();
+        const uint4 *from = stages + place * WORDS;
+        multiply_chunk<KIND, NT>(from + warp % 4 * WARP_BLOCKS * chunk<KIND>::WORDS, from + stage<KIND, NT>::WEIGHTS,
+                                 a.w[0].n_steps - c * chunk<KIND>::STEPS, warp / 4, lane, y);
+        place = place == n_ahead ? 0 : place + 1;
+        n_mine++;
+        c++;
+        if (c < p.n_chunks && item + 1 < end)
+            continue;
+        gather_tile<NT>(y, warp, lane, tile);
+        if (n_mine == p.n_chunks || share_tile<NT>(a, p, t, n_mine, tile))
+            put_tile(a, p, t, tile);
+        __syncthreads();
+        c = n_mine = 0;
+        t++;
+#pragma unroll
+        for (int r = 0; r < WARP_BLOCKS; r++)
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    y[r][nt][i] = 0.0f;
+    }
+}
+
+template <int KIND, int NT> void launch_tiles(const linear_args &args, cudaStream_t stream) {
+    static const uint32_t n_sms = min((int)LINEAR_MAX_BLOCKS, attribute_of_device(cudaDevAttrMultiProcessorCount));
+    plan p;
+    p.n_blocks = count_blocks(args);
+    p.n_tiles = (p.n_blocks * (args.gated ? 2 : 1) + TILE_BLOCKS - 1) / TILE_BLOCKS;
+    p.n_chunks = (args.w[0].n_steps + chunk<KIND>::STEPS - 1) / chunk<KIND>::STEPS;
+    p.n_stages = MAX_STAGES;
+    while (p.n_stages > 2 && !fits_shared(shared_bytes<KIND, NT>(p.n_stages)))
+        p.n_stages--;
+    size_t n_shared = shared_bytes<KIND, NT>(p.n_stages);
+    uint32_t n_items = p.n_tiles * p.n_chunks;
+    cudaFuncSetAttribute(linear_kernel<KIND, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)n_shared);
+    launch(linear_kernel<KIND, NT>, dim3(n_items < n_sms ? n_items : n_sms), N_THREADS, n_shared, stream, args, p);
+}
+
+/* Rows that a launch can take: 32, less where shared memory is small. */
+template <int KIND> uint32_t most_rows() {
+    return fits_shared(shared_bytes<KIND, 4>(2)) ? 32 : fits_shared(shared_bytes<KIND, 2>(2)) ? 16 : 8;
+}
+
+uint32_t most_rows(const linear_args &a) {
+    uint32_t most = 32;
+    for (uint32_t i = 0; i < a.n; i++)
+        switch (a.w[i].kind) {
+#define CASE(kind)                                                                                                         \
+    case kind:                                                                                                             \
+        most = min(most, most_rows<kind>());                                                                               \
+        break;
+            EVERY_KIND(CASE)
+#undef CASE
+        }
+    return most;
+}
+
+void launch_run(const linear_args &args, uint32_t n_tiles, cudaStream_t stream) {
+    switch (args.w[0].kind) {
+#define CASE(kind)                                                                                                         \
+    case kind:                                                                                                             \
+        n_tiles == 1   ? launch_tiles<kind, 1>(args, stream)                                                               \
+        : n_tiles == 2 ? launch_tiles<kind, 2>(args, stream)                                                               \
+                       : launch_tiles<kind, 4>(args, stream);                                                              \
+        break;
+        EVERY_KIND(CASE)
+#undef CASE
+    }
+}
+
+/* Rows that one launch takes: one launch for each run of matrices of one kind. */
+void launch_rows(const linear_args &args, cudaStream_t stream) {
+    bool one_row = gemv_fits(args);
+    uint32_t n_tiles = args.n_rows <= 8 ? 1 : args.n_rows <= 16 ? 2 : 4, n_in = n_quads(args.w[0].n_steps) * QUAD * STEP;
+    if (!one_row)
+        launch(fragments_kernel, dim3((n_in / 2 + FRAGMENT_THREADS - 1) / FRAGMENT_THREADS, args.n_rows), FRAGMENT_THREADS,
+               0, stream, args, n_tiles);
+    for (uint32_t first = 0, n; first < args.n; first += n) {
+        linear_args run = args;
+        for (n = 1; first + n < args.n && args.w[first + n].kind == args.w[first].kind; n++)
+            ;
+        for (uint32_t i = 0; i < n; i++) {
+            run.w[i] = args.w[first + i];
+            run.bias[i] = args.bias[first + i];
+            run.y[i] = args.y[first + i];
+        }
+        run.n = n;
+        if (one_row)
+            launch_gemv(run, stream);
+        else
+            launch_run(run, n_tiles, stream);
+    }
 }
 
 } // namespace
 
-void launch_fragments(const float *x, const float *w, float eps, uint32_t n_in, uint32_t n_rows, uint32_t n_tiles,
-                      uint4 *fragments, float *x_sums, cudaStream_t stream) {
+size_t linear_fragments_bytes(uint32_t n_in) {
     uint32_t n_steps = (n_in + STEP - 1) / STEP;
-    dim3 grid((n_steps * STEP / 2 + FRAGMENT_THREADS - 1) / FRAGMENT_THREADS, n_rows);
-    launch(fragments_kernel, grid, FRAGMENT_THREADS, 0, stream, x, w, eps, n_in, n_steps, n_tiles, fragments, x_sums);
-}
-
-uint32_t linear_tiles(uint32_t n_rows) {
-    return n_rows <= 8 ? 1 : n_rows <= 16 ? 2 : n_rows <= 32 ? 4 : 8;
-}
-
-template <int KIND> static void launch_kind(const linear_args &args, uint32_t n_blocks, cudaStream_t stream) {
-    switch (linear_tiles(args.n_rows)) {
-    case 1:
-        launch(linear_kernel<KIND, 1>, dim3(n_blocks), 32 * N_WARPS, 0, stream, args);
-        break;
-    case 2:
-        launch(linear_kernel<KIND, 2>, dim3(n_blocks), 32 * N_WARPS, 0, stream, args);
-        break;
-    case 4:
-        launch(linear_kernel<KIND, 4>, dim3(n_blocks), 32 * N_WARPS, 0, stream, args);
-        break;
-    default:
-        launch(linear_kernel<KIND, 8>, dim3(n_blocks), 32 * N_WARPS, 0, stream, args);
-    }
+    return (sums_at(n_steps, 4) + n_quads(n_steps) * 4 * SUM_WORDS) * sizeof(uint4);
 }
 
 void launch_linear(const linear_args &args, cudaStream_t stream) {
-    uint32_t n_blocks = 0;
-    for (uint32_t i = 0; i < (args.gated ? 1 : args.n); i++)
-        n_blocks += (args.w[i].n_out + ROWS - 1) / ROWS;
-    switch (args.w[0].kind) {
-#define CASE(kind)                                                                                                         \
-    case kind:                                                                                                             \
-        launch_kind<kind>(args, n_blocks, stream);                                                                         \
-        break
-        CASE(W_F16);
-        CASE(W_Q8);
-        CASE(W_Q4S);
-        CASE(W_Q4M);
-        CASE(W_Q4K);
-        CASE(W_Q5K);
-        CASE(W_Q6K);
+    uint32_t most = most_rows(args);
+    for (uint32_t first = 0; first < args.n_rows; first += most) {
+        linear_args part = args;
+        part.n_rows = min(most, args.n_rows - first);
+        part.x = args.x + (size_t)first * args.w[0].n_in;
+        for (uint32_t i = 0; i < (args.gated ? 1 : args.n); i++)
+            part.y[i] = args.y[i] + (size_t)first * args.w[i].n_out;
+        launch_rows(part, stream);
     }
 }

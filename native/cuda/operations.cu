@@ -6,22 +6,6 @@
 
 namespace {
 
-/* One launch for each run of matrices of one kind. */
-void launch_linears(const linear_args &args, cudaStream_t stream) {
-    for (uint32_t first = 0, n; first < args.n; first += n) {
-        linear_args part = args;
-        for (n = 1; first + n < args.n && args.w[first + n].kind == args.w[first].kind; n++)
-            ;
-        for (uint32_t i = 0; i < n; i++) {
-            part.w[i] = args.w[first + i];
-            part.bias[i] = args.bias[first + i];
-            part.y[i] = args.y[first + i];
-        }
-        part.n = n;
-        launch_linear(part, stream);
-    }
-}
-
 struct norm_source { /* rows, through a norm if w is given */
     const float *x, *w;
     float eps;
@@ -38,20 +22,16 @@ norm_source source_of(cuda_backend *c, const float *x, uint32_t n_rows) {
     return source;
 }
 
-/* y[i] of args from x (n_rows, n_in), 64 rows at a time. */
-void run_linear(cuda_backend *c, const float *x, uint32_t n_rows, uint32_t n_in, linear_args args) {
+/* y[i] of args from x (n_rows, n_in) */
+void run_linear(cuda_backend *c, const float *x, uint32_t n_rows, linear_args args) {
     norm_source source = source_of(c, x, n_rows);
-    float *y[3] = {args.y[0], args.y[1], args.y[2]};
-    for (uint32_t first = 0; first < n_rows; first += LINEAR_MAX_ROWS) {
-        args.n_rows = n_rows - first < LINEAR_MAX_ROWS ? n_rows - first : LINEAR_MAX_ROWS;
-        args.x = c->fragments;
-        args.x_sums = c->x_sums;
-        for (uint32_t i = 0; i < args.n && (i == 0 || !args.gated); i++)
-            args.y[i] = y[i] + (size_t)first * args.w[i].n_out;
-        launch_fragments(source.x + (size_t)first * n_in, source.w, source.eps, n_in, args.n_rows,
-                         linear_tiles(args.n_rows), c->fragments, c->x_sums, c->stream);
-        launch_linears(args, c->stream);
-    }
+    args.x = source.x;
+    args.norm = source.w;
+    args.eps = source.eps;
+    args.n_rows = n_rows;
+    args.fragments = c->fragments;
+    args.scratch = c->linear_scratch;
+    launch_linear(args, c->stream);
 }
 
 /* ---- many rows: matrices expanded to halves, products by cuBLASLt ---- */
@@ -164,7 +144,7 @@ void op_project(kvq_backend *be, const float *x, uint32_t n_rows, uint32_t n, co
     if (by_gemm(c, n_rows))
         project_many(c, x, n_rows, args);
     else
-        run_linear(c, x, n_rows, w[0]->n_in, args);
+        run_linear(c, x, n_rows, args);
 }
 
 void op_gated(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight *gate, const kvq_weight *up,
@@ -184,7 +164,7 @@ void op_gated(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight
         return;
     }
     if (args.w[0].kind == args.w[1].kind) {
-        run_linear(c, x, n_rows, gate->n_in, args);
+        run_linear(c, x, n_rows, args);
         return;
     }
     flush_pending(c); /* kinds differ: one kernel each, both read x */
@@ -192,11 +172,11 @@ void op_gated(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight
     one.n = 1;
     one.w[0] = args.w[1];
     one.y[0] = y;
-    run_linear(c, x, n_rows, gate->n_in, one);
+    run_linear(c, x, n_rows, one);
     one.w[0] = args.w[0];
     one.times = true;
     one.activation = args.activation;
-    run_linear(c, x, n_rows, gate->n_in, one);
+    run_linear(c, x, n_rows, one);
 }
 
 void op_gather(kvq_backend *be, const float *x, uint32_t n, const uint32_t *, uint32_t n_rows, float *y) {

@@ -38,16 +38,9 @@ pykvq_status fill_arrays(cuda_backend *c, const kvq_batch *batch) {
 }
 
 void upload_arrays(cuda_backend *c) {
-    const kvq_batch *batch = c->batch;
-    upload(c, c->device.tokens, c->host.tokens, batch->n_tokens * sizeof(int32_t));
-    upload(c, c->device.positions, c->host.positions, batch->n_tokens * sizeof(uint32_t));
-    upload(c, c->device.logit_rows, c->host.logit_rows, batch->n_logits * sizeof(uint32_t));
-    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++) {
-        if (c->n_tables[group] == 0)
-            continue;
-        upload(c, c->device.pages[group], c->host.pages[group], batch->n_tokens * sizeof(uint32_t));
+    upload(c, c->device.tokens, c->host.tokens, c->host.rows_bytes);
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
         upload(c, c->device.tables[group], c->host.tables[group], c->n_tables[group] * sizeof(uint32_t));
-    }
 }
 
 bool is_decode(const kvq_batch *batch) {
@@ -84,8 +77,7 @@ void upload_units(cuda_backend *c, variant *v) {
     *v->host_n_units = plan_units(&v->shape, c->batch, c->tables_at[v->shape.group], v->host_units, c->max_units);
     if (*v->host_n_units == 0)
         c->refusal = "attention: more units than the backend was made for";
-    upload(c, v->n_units, v->host_n_units, sizeof(uint32_t));
-    upload(c, v->units, v->host_units, *v->host_n_units * sizeof(attend_unit));
+    upload(c, v->n_units, v->host_n_units, UNITS_AT + *v->host_n_units * sizeof(attend_unit));
 }
 
 pykvq_status op_step_begin(kvq_backend *be, const kvq_batch *batch) {

@@ -397,7 +397,9 @@ cudaError_t cudaRuntimeGetVersion(int *version) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : 9;
+    *value = attribute == cudaDevAttrMultiProcessorCount      ? 3
+             : attribute == cudaDevAttrComputeCapabilityMajor ? 9
+                                                              : SHARED_BYTES;
     return cudaSuccess;
 }
 
