@@ -4,6 +4,7 @@
     python tools/compare_llamacpp.py MODEL.gguf
     python tools/compare_llamacpp.py MODEL.gguf --threads 2 --depths 0,2048,8192 --repeats 5 --json tools/bench/X.json
     python tools/compare_llamacpp.py MODEL.gguf --kv kivi2=q4_0 --kv q8_0=q8_0      # pykvq's type = llama.cpp's type
+    CMAKE_ARGS=-DGGML_CUDA=ON pip install llama-cpp-python && python tools/compare_llamacpp.py MODEL.gguf --device cuda
 
 What is measured. A run is a fresh process that opens the file, makes a context and warms up; nothing of that is timed.
 Then, on random token ids (the same for both programs):
@@ -17,9 +18,10 @@ prefill at depth 32k with a quantized cache would take an hour. pykvq is always 
 The programs take turns, and who goes first alternates, so that a drift of the machine's clock hits both. Printed is the
 median of the repeats, with the least and the greatest. Measure on an idle machine: both programs spin while they wait.
 
-llama.cpp runs through its own C API with n_batch = n_ubatch = 512, the same number of threads for decode and prefill,
-flash attention on, the file mapped, everything else as it comes. `pip install llama-cpp-python` compiles it for this
-machine, which is what it should be measured as.
+llama.cpp runs through its own C API with n_batch = n_ubatch = --batch, as many threads for decode as for prefill, flash
+attention on, the file mapped, everything else as it comes. `pip install llama-cpp-python` compiles it for this
+machine, which is what it should be measured as; LLAMA_CPP_LIB_PATH names a folder with libraries built otherwise. With
+--device cuda all of both programs is on the GPU, and peak memory is what of the GPU's is in use at the end.
 
 Peak memory is the peak resident set minus what was resident before the file was opened (interpreter and libraries). For
 pykvq it is set against the plan, weights (the mapped file) included. "First token" is the time from starting the
@@ -30,7 +32,6 @@ import argparse
 import ctypes
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -43,8 +44,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-BATCH = 512
 WARM_UP_TOKENS = 64
+EVERY_LAYER = 1 << 20
 PROGRAMS = ("pykvq", "llama.cpp")
 
 
@@ -54,17 +55,18 @@ PROGRAMS = ("pykvq", "llama.cpp")
 class Pykvq:
     """pykvq through its Python API."""
 
-    def __init__(self, path: str, kv: str, n_ctx: int, n_threads: int) -> None:
+    def __init__(self, spec: dict[str, Any]) -> None:
         import pykvq
 
-        self.before = resident_bytes("VmRSS")
-        self.model = pykvq.Model.open(path)
-        self.engine = pykvq.Engine(self.model, ctx=n_ctx, seqs=1, batch=BATCH, threads=n_threads, kv=kv)
+        self.before = used_bytes(spec["device"], "VmRSS")
+        self.model = pykvq.Model.open(spec["path"])
+        options = {"ctx": spec["n_ctx"], "batch": spec["n_batch"], "threads": spec["n_threads"], "kv": spec["kv"]}
+        self.engine = pykvq.Engine(self.model, seqs=1, device=spec["device"], **options)
         self.sequence = self.engine.sequence()
         self.n_vocab = self.model.info.n_vocab
 
     def feed(self, tokens: list[int]) -> None:
-        """Feed at most BATCH tokens; the logits of the last one are computed."""
+        """Feed at most a batch of tokens; the logits of the last one are computed."""
         self.sequence.push(tokens)
         self.engine.step([self.sequence])
         if self.sequence.n_pending:
@@ -89,22 +91,26 @@ class Pykvq:
 class LlamaCpp:
     """llama.cpp through llama-cpp-python's bindings of its C API."""
 
-    def __init__(self, path: str, kv: str, n_ctx: int, n_threads: int) -> None:
+    def __init__(self, spec: dict[str, Any]) -> None:
         import llama_cpp
 
         self.api = llama_cpp
         self.silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self.silent, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        self.before = resident_bytes("VmRSS")
+        on_gpu = spec["device"] == "cuda"
+        if on_gpu and not llama_cpp.llama_supports_gpu_offload():
+            raise RuntimeError("llama.cpp: built without CUDA; CMAKE_ARGS=-DGGML_CUDA=ON pip install llama-cpp-python")
+        self.before = used_bytes(spec["device"], "VmRSS")
         model_params = llama_cpp.llama_model_default_params()
-        model_params.n_gpu_layers = 0
-        self.model = llama_cpp.llama_model_load_from_file(path.encode(), model_params)
+        model_params.n_gpu_layers = EVERY_LAYER if on_gpu else 0
+        self.model = llama_cpp.llama_model_load_from_file(spec["path"].encode(), model_params)
         if not self.model:
-            raise RuntimeError(f"llama.cpp: cannot open {path}")
+            raise RuntimeError(f"llama.cpp: cannot open {spec['path']}")
+        kv, n_batch = spec["kv"], spec["n_batch"]
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH, BATCH
-        params.n_threads = params.n_threads_batch = n_threads
+        params.n_ctx, params.n_batch, params.n_ubatch = spec["n_ctx"], n_batch, n_batch
+        params.n_threads = params.n_threads_batch = spec["n_threads"]
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.type_k = params.type_v = getattr(llama_cpp, f"GGML_TYPE_{kv.upper()}")
         self.context = llama_cpp.llama_init_from_model(self.model, params)
@@ -113,7 +119,7 @@ class LlamaCpp:
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
     def feed(self, tokens: list[int]) -> None:
-        """Feed at most BATCH tokens; the logits of the last one are computed."""
+        """Feed at most a batch of tokens; the logits of the last one are computed."""
         array = (self.api.llama_token * len(tokens))(*tokens)
         if self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(tokens))) != 0:
             raise RuntimeError("llama.cpp: llama_decode failed")
@@ -171,20 +177,31 @@ def resident_bytes(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
+def used_bytes(device: str, field: str) -> int:
+    """Of the GPU's memory, by all processes; of this process's, without one."""
+    return resident_bytes(field) if device == "cpu" else int(ask_gpu("memory.used")) * 2**20
+
+
+def ask_gpu(what: str) -> str:
+    """A property of the first GPU."""
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def run_once(spec: dict[str, Any]) -> dict[str, Any]:
     """All measurements of one program; seconds by name."""
     program = {"pykvq": Pykvq, "llama.cpp": LlamaCpp}[spec["program"]]
-    target = program(spec["path"], spec["kv"], spec["n_ctx"], spec["n_threads"])
+    target = program(spec)
     rng = random.Random(1)
 
-    def feed(n_tokens: int, chunk: int = BATCH) -> float:
+    def feed(n_tokens: int, chunk: int = spec["n_batch"]) -> float:
         tokens = [rng.randrange(target.n_vocab) for _ in range(n_tokens)]
         begin = time.perf_counter()
         for first in range(0, n_tokens, chunk):
             target.feed(tokens[first : first + chunk])
         return time.perf_counter() - begin
 
-    feed(BATCH)
+    feed(spec["n_batch"])
     feed(WARM_UP_TOKENS, chunk=1)
     target.clear()
     seconds = {"prefill@0": feed(spec["n_prefill"])}
@@ -200,7 +217,7 @@ def run_once(spec: dict[str, Any]) -> dict[str, Any]:
         if depth > 0 and depth in spec["prefill_depths"]:
             seconds[f"prefill@{depth}"] = feed(spec["n_prefill"])
             n_fed += spec["n_prefill"]
-    peak = resident_bytes("VmHWM") - target.before
+    peak = used_bytes(spec["device"], "VmHWM") - target.before
     return {"seconds": seconds, "peak_bytes": peak, "facts": target.facts()}
 
 
@@ -213,10 +230,10 @@ def run_in_child(spec: dict[str, Any]) -> dict[str, Any]:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def seconds_to_first_token(path: str, n_threads: int) -> float:
+def seconds_to_first_token(path: str, device: str, n_threads: int) -> float:
     """From starting `pykvq generate` to the first byte it prints."""
     command = [sys.executable, "-m", "pykvq", "generate", path, "--prompt", "Why is the sky blue?"]
-    command += ["--max-tokens", "4", "--temp", "0", "--threads", str(n_threads)]
+    command += ["--max-tokens", "4", "--temp", "0", "--threads", str(n_threads), "--device", device]
     begin = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         first = child.stdout.read(1)
@@ -232,10 +249,12 @@ def seconds_to_first_token(path: str, n_threads: int) -> float:
 
 def compare(args: argparse.Namespace, ours: str, theirs: str) -> dict[str, Any]:
     """Alternating runs with pykvq's KV type `ours` and llama.cpp's `theirs`."""
-    most = max(max(args.depths) + args.decode + args.prefill, BATCH + WARM_UP_TOKENS)
+    most = max(max(args.depths) + args.decode + args.prefill, args.batch + WARM_UP_TOKENS)
     spec = {
         "n_ctx": -(-most // 256) * 256,  # llama.cpp rounds up to that
         "n_threads": args.threads,
+        "n_batch": args.batch,
+        "device": args.device,
         "n_prefill": args.prefill,
         "n_decode": args.decode,
         "depths": args.depths,
@@ -282,7 +301,7 @@ def table(comparison: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """What the figures hold for."""
     cpu = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -297,6 +316,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "arch": platform.machine(),
         "load": os.getloadavg()[0],  # runnable processes over the last minute, before measuring
+        **({"gpu": ask_gpu("name"), "driver": ask_gpu("driver_version")} if device == "cuda" else {}),
     }
 
 
@@ -315,17 +335,19 @@ def sha256(path: Path) -> str:
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
     """Everything measured, and what it was measured with."""
+    import llama_cpp
+
     import pykvq
 
     command = [Path(sys.argv[0]).name] + [Path(a).name if a.startswith("/") else a for a in sys.argv[1:]]
     result = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(command),
-        "machine": machine(),
+        "machine": machine(args.device),
         "commit": commit(),
         "versions": {
             "pykvq": pykvq.__version__,
-            "llama-cpp-python": importlib.metadata.version("llama-cpp-python"),
+            "llama-cpp-python": llama_cpp.__version__,
             "python": platform.python_version(),
         },
         "model": {"name": args.model.name, "bytes": args.model.stat().st_size, "sha256": sha256(args.model)},
@@ -333,8 +355,10 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
         "comparisons": [compare(args, *pair) for pair in args.kv],
     }
     if not args.no_start:
-        seconds_to_first_token(str(args.model), args.threads)  # once to warm the page cache
-        result["first_token_seconds"] = [seconds_to_first_token(str(args.model), args.threads) for _ in range(5)]
+        seconds_to_first_token(str(args.model), args.device, args.threads)  # once to warm the page cache
+        result["first_token_seconds"] = [
+            seconds_to_first_token(str(args.model), args.device, args.threads) for _ in range(5)
+        ]
     return result
 
 
@@ -355,6 +379,8 @@ def arguments() -> argparse.Namespace:
     n_cores = len(os.sched_getaffinity(0))
     add = parser.add_argument
     add("model", type=Path, help="a GGUF file that both programs can run")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="of both programs; default cpu")
+    add("--batch", type=int, default=512, help="most tokens in one step; default 512")
     add("--threads", type=int, default=n_cores, help="default: the cores this process may use")
     add("--depths", type=counts, default=[0, 2048, 8192], help="of decode; default 0,2048,8192")
     add("--prefill-depths", type=counts, default=[0, 8192], help="default 0,8192; 0 or among --depths")
@@ -386,7 +412,8 @@ def main() -> None:
     info = result["machine"]
     if info["load"] > 0.5 * info["cores"]:
         print(f"warning: the machine was busy (load {info['load']:.1f}); these figures are not worth keeping\n")
-    print(f"{result['model']['name']}, {args.threads} threads, {info['cpu']}, {result['date']}, {result['commit']}\n")
+    place = info.get("gpu", info["cpu"])
+    print(f"{result['model']['name']}, {args.threads} threads, {place}, {result['date']}, {result['commit']}\n")
     for comparison in result["comparisons"]:
         print(table(comparison) + "\n")
     if "first_token_seconds" in result:
