@@ -126,10 +126,10 @@ def _sentence(run_emulated: RunEmulated, model: Path, code: str, **gpu: object) 
 
 
 def test_a_gpu_that_is_too_small(run_emulated: RunEmulated, tiny_llama: Path) -> None:
-    said = _sentence(run_emulated, tiny_llama, "engine(ctx=400000, batch=64)", free=140 << 20)
+    said = _sentence(run_emulated, tiny_llama, "engine(ctx=2000000, batch=64)", free=300 << 20)
     found = re.match(
-        r"OutOfMemoryError engine: needs (\d+) MiB of GPU memory \(weights 1, KV cache of 1 x 400000 tokens (\d+), "
-        r"scratch (\d+)\), 140 of 140 MiB are free; the longest context that fits has (\d+) tokens; "
+        r"OutOfMemoryError engine: needs (\d+) MiB of GPU memory \(weights 1, KV cache of 1 x 2000000 tokens (\d+), "
+        r"scratch (\d+)\), 300 of 300 MiB are free; the longest context that fits has (\d+) tokens; "
         r"with (\w+) (\d+); with (\w+) (\d+); with (\w+) (\d+)$",
         said,
     )
@@ -137,10 +137,10 @@ def test_a_gpu_that_is_too_small(run_emulated: RunEmulated, tiny_llama: Path) ->
     total, cache, scratch, n_f16, q8_0, n_q8_0, _, n_second, _, n_third = found.groups()
     assert abs(int(total) - int(cache) - int(scratch) - 1) <= 1
     assert q8_0 == "q8_0"
-    assert 64 <= int(n_f16) < int(n_q8_0) < int(n_second) < int(n_third) <= 400000
+    assert 64 <= int(n_f16) < int(n_q8_0) < int(n_second) < int(n_third) <= 2000000
     for kv, n_ctx in (("f16", int(n_f16)), ("q8_0", int(n_q8_0))):  # what it says is so
-        assert _sentence(run_emulated, tiny_llama, f"engine(ctx={n_ctx}, kv='{kv}', batch=64)", free=140 << 20) == ""
-        more = _sentence(run_emulated, tiny_llama, f"engine(ctx={n_ctx + 64}, kv='{kv}', batch=64)", free=140 << 20)
+        assert _sentence(run_emulated, tiny_llama, f"engine(ctx={n_ctx}, kv='{kv}', batch=64)", free=300 << 20) == ""
+        more = _sentence(run_emulated, tiny_llama, f"engine(ctx={n_ctx + 64}, kv='{kv}', batch=64)", free=300 << 20)
         assert "OutOfMemoryError" in more
 
 
