@@ -246,7 +246,7 @@ static void attend_long(cuda_backend *c, const kvq_attention *t) {
     a.scale = t->scale;
     a.softcap = t->softcap;
     a.window = t->window;
-    note(c, launch_prefill(&a, c->batch, c->tables_at[t->group], c->n_sms, c->stream));
+    note(c, launch_prefill(&a, c->batch, c->tables_at[t->group], t->group, c->n_sms, c->stream));
 }
 
 void op_attend(kvq_backend *be, const kvq_attention *t) {

@@ -24,11 +24,11 @@ __host__ __device__ __forceinline__ bool rotate_negative(uint32_t channel) {
 
 /* In place, by all threads of the block: Hadamard over the last dimension of x (n_rows, head_dim), row stride ld, with the
  * butterflies and the factor of kv/rotate.h in its order. */
-__device__ __forceinline__ void hadamard(float *x, int n_rows, int ld, int head_dim) {
-    int n = head_dim & -head_dim;
-    for (int stride = 1; stride < n; stride *= 2) {
-        for (int i = threadIdx.x; i < n_rows * (head_dim / 2); i += blockDim.x) {
-            int row = i / (head_dim / 2), pair = i % (head_dim / 2);
+template <int HD> __device__ __forceinline__ void hadamard(float *x, int n_rows, int ld) {
+    constexpr int N = HD & -HD;
+    for (int stride = 1; stride < N; stride *= 2) {
+        for (int i = threadIdx.x; i < n_rows * (HD / 2); i += blockDim.x) {
+            int row = i / (HD / 2), pair = i % (HD / 2);
             float *p = x + row * ld + pair / stride * 2 * stride + pair % stride;
             float a = p[0], b = p[stride];
             p[0] = a + b;
@@ -36,10 +36,6 @@ __device__ __forceinline__ void hadamard(float *x, int n_rows, int ld, int head_
         }
         __syncthreads();
     }
-}
-
-template <int HD> __device__ __forceinline__ void hadamard(float *x, int n_rows, int ld) {
-    hadamard(x, n_rows, ld, HD);
 }
 
 __device__ __forceinline__ float hadamard_factor(int head_dim) {

@@ -71,9 +71,10 @@ KVQ_BOTH uint32_t round_start(const prefill_span &s, uint32_t i, uint32_t n_roun
 /* ---- host ---- */
 
 bool takes_prefill(const kvq_span *span);
-/* The long spans of a batch; the plan is filled in. tables: where each span's page table of this group starts */
-cudaError_t launch_prefill(prefill_args *args, const kvq_batch *batch, const uint32_t *tables, uint32_t n_sms,
-                           cudaStream_t stream);
+/* The long spans of a batch; the plan is filled in. tables: where each span's page table of this group
+ * starts. Without encoded tiles nothing is rotated, whatever the arguments say. */
+cudaError_t launch_prefill(prefill_args *args, const kvq_batch *batch, const uint32_t *tables, uint32_t group,
+                           uint32_t n_sms, cudaStream_t stream);
 size_t prefill_staged_bytes(const kvq_backend_limits *limits); /* a whole context of one sequence, if it is no more */
 size_t prefill_partial_bytes(const kvq_backend_limits *limits);
 size_t prefill_max_sum_bytes(const kvq_backend_limits *limits);

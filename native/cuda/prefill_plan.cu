@@ -78,11 +78,12 @@ static uint32_t lay_out_slots(prefill_args *a) {
 
 struct prefill_size {
     uint32_t n_blocks, n_tiles, longest; /* of all spans; tiles of the longest */
+    bool any_coded;
 };
 
 /* Takes spans from *next on, as many as one launch can. */
-static prefill_size take_spans(prefill_args *a, const kvq_batch *batch, const uint32_t *tables, uint32_t max_spans,
-                               uint32_t *next) {
+static prefill_size take_spans(prefill_args *a, const kvq_batch *batch, const uint32_t *tables, uint32_t group,
+                               uint32_t max_spans, uint32_t *next) {
     uint32_t head_group = a->n_head / a->n_head_kv;
     prefill_size size = {};
     a->n_spans = a->n_rows = 0;
@@ -103,6 +104,8 @@ static prefill_size take_spans(prefill_args *a, const kvq_batch *batch, const ui
         size.n_tiles += s->n_tiles;
         size.longest = s->n_tiles > size.longest ? s->n_tiles : size.longest;
         a->n_rows += span->n_tokens;
+        for (uint32_t tile = 0; tile < s->n_tiles && !size.any_coded; tile++)
+            size.any_coded = span->pages[group][s->first_tile + tile] & KVQ_PAGE_CODED;
     }
     return size;
 }
@@ -114,14 +117,17 @@ static uint32_t count_splits(const prefill_args *a, const prefill_size &size, ui
     return n > 1 ? n : 1;
 }
 
-cudaError_t launch_prefill(prefill_args *a, const kvq_batch *batch, const uint32_t *tables, uint32_t n_sms,
+cudaError_t launch_prefill(prefill_args *a, const kvq_batch *batch, const uint32_t *tables, uint32_t group, uint32_t n_sms,
                            cudaStream_t stream) {
     uint32_t max_slots = (uint32_t)a->staged_bytes / (a->n_head_kv * a->head_dim * TILE_TOKENS * 4), next = 0;
+    bool k_rotated = a->k_rotated, v_rotated = a->v_rotated;
     cudaError_t error = max_slots >= 2 ? cudaSuccess : cudaErrorInvalidValue;
     for (;;) {
-        prefill_size size = take_spans(a, batch, tables, least(PREFILL_MAX_SPANS, max_slots / 2), &next);
+        prefill_size size = take_spans(a, batch, tables, group, least(PREFILL_MAX_SPANS, max_slots / 2), &next);
         if (a->n_spans == 0 || error != cudaSuccess)
             return error;
+        a->k_rotated = k_rotated && size.any_coded;
+        a->v_rotated = v_rotated && size.any_coded;
         uint32_t n_slots;
         for (a->n_rounds = divide_up(size.n_tiles, max_slots); (n_slots = lay_out_slots(a)) > max_slots; a->n_rounds++)
             ;

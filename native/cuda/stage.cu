@@ -342,15 +342,38 @@ __device__ void add_bias(const bias_tables &b, uint32_t head, uint32_t tile, flo
     __syncthreads();
 }
 
+/* The rotation of kv/rotate.h or its inverse, of rows of x in place: a warp has a row, a lane every 32nd element. */
 __device__ void rotate(float *x, int ld, int head_dim, bool back) {
-    for (int i = threadIdx.x; i < TILE_TOKENS * head_dim && !back; i += blockDim.x)
-        if (rotate_negative(i % head_dim))
-            x[i / head_dim * ld + i % head_dim] *= -1.0f;
-    __syncthreads();
-    hadamard(x, TILE_TOKENS, ld, head_dim);
-    for (int i = threadIdx.x; i < TILE_TOKENS * head_dim; i += blockDim.x)
-        x[i / head_dim * ld + i % head_dim] *= back && rotate_negative(i % head_dim) ? -hadamard_factor(head_dim)
-                                                                                     : hadamard_factor(head_dim);
+    int lane = threadIdx.x % 32, n = head_dim & -head_dim;
+    for (int t = threadIdx.x / 32; t < TILE_TOKENS; t += blockDim.x / 32) {
+        float y[8], *row = x + t * ld + lane;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            int d = lane + 32 * i;
+            y[i] = d >= head_dim ? 0.0f : !back && rotate_negative(d) ? -row[32 * i] : row[32 * i];
+        }
+        for (int k = 1; k < 32 && k < n; k *= 2)
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                float other = __shfl_xor_sync(~0u, y[i], k);
+                y[i] = lane & k ? other - y[i] : y[i] + other;
+            }
+#pragma unroll
+        for (int k = 1; k < 8; k *= 2)
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (32 * k < n && !(i & k)) {
+                    float a = y[i], b = y[i + k];
+                    y[i] = a + b;
+                    y[i + k] = a - b;
+                }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            int d = lane + 32 * i;
+            if (d < head_dim)
+                row[32 * i] = y[i] * (back && rotate_negative(d) ? -hadamard_factor(head_dim) : hadamard_factor(head_dim));
+        }
+    }
     __syncthreads();
 }
 
