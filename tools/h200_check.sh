@@ -8,7 +8,7 @@ out=${1:?folder for the results} model=${2:-}
 mkdir -p "$out"
 arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
 cmake -S . -B build-cuda -DCMAKE_BUILD_TYPE=Release -DPYKVQ_PYTHON=OFF -DPYKVQ_CUDA=ON \
-    -DCMAKE_CUDA_ARCHITECTURES="$arch-real" > "$out/configure.log" 2>&1
+    -DCMAKE_CUDA_ARCHITECTURES="${arch/#90/90a}-real" > "$out/configure.log" 2>&1
 cmake --build build-cuda -j"$(nproc)" --target kvq_cuda_check pykvq_cuda > "$out/build.log" 2>&1 ||
     { tail -20 "$out/build.log"; exit 1; }
 check=build-cuda/native/cuda/kvq_cuda_check
