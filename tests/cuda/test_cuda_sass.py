@@ -1,4 +1,4 @@
-"""The machine code of the attention kernels, without a GPU: tensor cores, asynchronous copies, no spills."""
+"""The machine code of attention and products, without a GPU: tensor cores, asynchronous copies, no spills."""
 
 import re
 import shutil
@@ -104,3 +104,22 @@ def test_softmax_of_prefill_runs_beside_products(tmp_path: Path) -> None:
     assert len(waits) == 2
     exponentials = [i for i, text in enumerate(loop) if text.startswith("MUFU.EX2")]
     assert sum(waits[0] < i < waits[1] for i in exponentials) > 2 * sum(i > waits[1] for i in exponentials)
+
+
+@pytest.mark.parametrize("source", ["gemv", "linear"])
+def test_products_of_few_rows_stream_weights_and_spill_nothing(tmp_path: Path, source: str) -> None:
+    functions = _kernels(_disassemble(tmp_path, source=source))
+    products = [function for function in functions if any(text.startswith("HMMA.16816.F32") for _, text in function)]
+    assert len(products) == (7 if source == "gemv" else 21)  # kinds of weights; for 8, 16 and 32 rows
+    for function in products:
+        assert sum(re.match(r"LDGSTS\.E(\.BYPASS)?\.128", text) is not None for _, text in function) > 0
+        assert not [text for _, text in function if text.startswith(("LDL", "STL"))]
+
+
+def test_instructions_per_weight_of_one_token(tmp_path: Path) -> None:
+    """Of the smallest loop with products of each kind: 16 rows, 256 columns; the memory allows 4.4 with 4 bits."""
+    functions = _kernels(_disassemble(tmp_path, source="gemv"))
+    sizes = [min(len(body) for body in _loops(function) if _n_products(body) > 0) for function in functions]
+    assert min(sizes) / (16 * 256 / 32) < 1.7  # half floats
+    assert sorted(sizes)[1] / (16 * 256 / 32) < 2.3
+    assert max(sizes) / (16 * 256 / 32) < 3.6  # 6 bits
