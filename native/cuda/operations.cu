@@ -36,8 +36,8 @@ void run_linear(cuda_backend *c, const float *x, uint32_t n_rows, linear_args ar
 
 /* ---- many rows: matrices expanded to halves, products by cuBLASLt ---- */
 
-bool by_gemm(const cuda_backend *c, uint32_t n_rows) {
-    return c->gemm != NULL && n_rows >= GEMM_MIN_ROWS;
+bool by_gemm(const cuda_backend *c, const matrix &w, uint32_t n_rows) {
+    return c->gemm != NULL && n_rows >= GEMM_MIN_ROWS && w.n_in % 2 == 0;
 }
 
 /* c->halfs = x (n_rows, n_in); gated may have left it there. */
@@ -141,7 +141,7 @@ void op_project(kvq_backend *be, const float *x, uint32_t n_rows, uint32_t n, co
         args.bias[i] = vector_of(bias[i]);
         args.y[i] = y[i];
     }
-    if (by_gemm(c, n_rows))
+    if (by_gemm(c, args.w[0], n_rows))
         project_many(c, x, n_rows, args);
     else
         run_linear(c, x, n_rows, args);
@@ -159,7 +159,7 @@ void op_gated(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight
     args.w[0] = matrix_of(gate);
     args.w[1] = matrix_of(up);
     args.y[0] = y;
-    if (by_gemm(c, n_rows)) {
+    if (by_gemm(c, args.w[0], n_rows)) {
         gated_many(c, x, n_rows, args);
         return;
     }

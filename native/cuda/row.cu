@@ -37,29 +37,34 @@ __device__ __forceinline__ uint32_t first_column(uint32_t eight) {
     return eight / 4 * 32 + eight % 4 * 2;
 }
 
-/* A block per row. */
+/* A block per row, of whole pairs; of whole quadruples if there is a norm. */
 __global__ void halfs_kernel(const float *x, const float *w, float eps, uint32_t n, __half *halfs) {
     __shared__ float shared[32];
     let_next_start();
     wait_for_previous();
     const float *row = x + (size_t)blockIdx.x * n;
-    float factor = 1.0f / X_UNIT, squares = 0.0f;
-    for (uint32_t i = threadIdx.x; w != NULL && i < n; i += blockDim.x)
-        squares += row[i] * row[i];
-    if (w != NULL)
+    float factor = 1.0f / X_UNIT;
+    if (w != NULL) {
+        const float4 *row4 = reinterpret_cast<const float4 *>(row);
+        float squares = 0.0f;
+#pragma unroll 4
+        for (uint32_t i = threadIdx.x; i < n / 4; i += blockDim.x) {
+            float4 v = row4[i];
+            squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        }
         factor *= rsqrtf(sum_of_block(squares, shared) / n + eps);
+    }
+    const float2 *pairs = reinterpret_cast<const float2 *>(row), *w_pairs = reinterpret_cast<const float2 *>(w);
     uint4 *to = reinterpret_cast<uint4 *>(halfs + (size_t)blockIdx.x * round_step(n));
+#pragma unroll 2
     for (uint32_t i = threadIdx.x; i < round_step(n) / 8; i += blockDim.x) {
         uint32_t out[4];
 #pragma unroll
         for (uint32_t p = 0; p < 4; p++) {
-            uint32_t col = first_column(i) + 8 * p;
-            float low = col < n ? row[col] * factor : 0.0f, high = col + 1 < n ? row[col + 1] * factor : 0.0f;
-            if (w != NULL && col < n)
-                low *= w[col];
-            if (w != NULL && col + 1 < n)
-                high *= w[col + 1];
-            out[p] = pack_halfs(low, high);
+            uint32_t pair = first_column(i) / 2 + 4 * p;
+            float2 v = pair < n / 2 ? pairs[pair] : make_float2(0.0f, 0.0f);
+            float2 by = w != NULL && pair < n / 2 ? w_pairs[pair] : make_float2(1.0f, 1.0f);
+            out[p] = pack_halfs(v.x * factor * by.x, v.y * factor * by.y);
         }
         to[i] = make_uint4(out[0], out[1], out[2], out[3]);
     }
