@@ -139,7 +139,7 @@ static uint32_t cost_rows(const job *j, const block *b) {
 }
 
 static uint32_t set_heads(uint32_t n_rows) {
-    return n_rows < KVQ_BLOCK_ROWS ? KVQ_BLOCK_ROWS / n_rows : 1;
+    return n_rows < KVQ_SET_ROWS ? KVQ_SET_ROWS / n_rows : 1;
 }
 
 static uint64_t block_cost(const job *j, const block *b) { /* of one KV head */

@@ -21,7 +21,8 @@
 
 enum {
     KVQ_FEW_ROWS = 16,                               /* up to so many rows read stored tiles directly */
-    KVQ_BLOCK_ROWS = 96,                             /* about so many rows share an expanded tile */
+    KVQ_SET_ROWS = 96,                               /* KV heads with few rows are taken together up to so many */
+    KVQ_BLOCK_ROWS = 192,                            /* about so many rows share an expanded tile: 2 to 6% of the work */
     KVQ_PREPARED_BYTES = 2 * KVQ_MAX_HEAD_DIM + 128, /* of what prepare makes of a row */
 };
 

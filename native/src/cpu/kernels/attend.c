@@ -189,8 +189,8 @@ static void mix(state *s, const rows *a, uint32_t n_tokens) {
 /* Rows first .. first + n - 1 of n_heads heads against their part of the current tile. Heads do not depend on each other:
  * doing the same to all of them in turn keeps a core busier than one head after the other. */
 static void attend_rows(state *s, const operand *tiles, uint32_t n_heads, uint32_t first, uint32_t n, bool expanded) {
-    alignas(64) float logits[KVQ_BLOCK_ROWS * KVQ_TILE];
-    rows a[KVQ_BLOCK_ROWS];
+    alignas(64) float logits[KVQ_SET_ROWS * KVQ_TILE];
+    rows a[KVQ_SET_ROWS];
     int64_t lo = 0, end = KVQ_TILE;
     if (!s->whole) {
         visible(s, first, &lo, &(int64_t){0});
@@ -250,7 +250,7 @@ static void attend_tile(state *s) {
     const kvq_attend_work *w = s->w;
     uint32_t window = w->attention->window, last_pos = w->pos + (w->n_rows - 1) / w->rows_per_token;
     uint64_t start = (uint64_t)s->tile * KVQ_TILE;
-    operand tiles[KVQ_BLOCK_ROWS];
+    operand tiles[KVQ_SET_ROWS];
     if (w->pages[s->tile] == KVQ_PAGE_NONE)
         return;
     s->whole = start + KVQ_TILE <= (uint64_t)w->pos + 1 && (window == 0 || last_pos < start + window);

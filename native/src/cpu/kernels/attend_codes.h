@@ -14,7 +14,8 @@
  *   kivi4 335 (37%) 225  kivi2 290 (25%) 211   turbo4 248 (42%) 167 turbo3 277 (29%) 177  turbo2 213 (26%) 157
  *   kvarn4 281 (41%) 185 kvarn3 307 (30%) 194  kvarn2 247 (27%) 173 tier3 327 (29%) 212   tier2 295 (23%) 200
  *
- * turbo2 takes about 2700 instructions of the 5400 that 157 ns have room for (8 a cycle).
+ * turbo2 takes about 2850 instructions of the 5400 that 157 ns have room for (8 a cycle). Every kernel's instructions,
+ * bandwidth and shares of the limits: tools/bench/REPORT.md, from tools/bench/cpu_kernels.jsonl.
  */
 #ifndef KVQ_CPU_ATTEND_CODES_H
 #define KVQ_CPU_ATTEND_CODES_H

@@ -4,10 +4,11 @@
  * A tile's mask says which channels are wide, and each set has its own rotation, so the rotations cannot be done once for
  * all tiles: per tile, each query is split by the mask and rotated before its scores, and the weighted values are rotated
  * back and merged by the mask. At head_dim 64 that is about 100 instructions per row and side with AVX-512, as many as the
- * dot products. Measured as in attend_codes.h: turbo3.5 523 ns from memory (19% of the bandwidth), turbo2.5 491 (16%).
+ * dot products. For many rows a tile is expanded with tokens in lanes on both sides, where rotating is additions between
+ * rows: 0.9 us at head_dim 64, of the 15 us that 192 rows then take. Measured limits: tools/bench/REPORT.md.
  */
 #include "cpu/kernels/attend_levels.h"
-#include "kv/rotate.h"
+#include "cpu/kernels/rows.h"
 #include "kv/turbo.h"
 
 /* A tile's two sets. Known when a kernel is compiled: their bits, so loops over them are unrolled. */
@@ -49,13 +50,12 @@ static void split_row(const float *x, const uint8_t *mask, uint32_t head_dim, fl
     }
 }
 
-/* The inverse; out = that, or += */
-static void merge_row(const float *wide, const float *narrow, const uint8_t *mask, uint32_t head_dim, bool add,
-                      float *out) {
+/* The inverse, added to out */
+static void merge_row(const float *wide, const float *narrow, const uint8_t *mask, uint32_t head_dim, float *out) {
     for (uint32_t d = 0; d < head_dim; d += VF) {
         uint32_t bits = mask_bits(mask, d), n_wide = (uint32_t)__builtin_popcount(bits);
         vf32 x = vf_load_merged(bits, wide, narrow);
-        vf_store(out + d, add ? vf_add(vf_load(out + d), x) : x);
+        vf_store(out + d, vf_add(vf_load(out + d), x));
         wide += n_wide;
         narrow += VF - n_wide;
     }
@@ -90,53 +90,107 @@ VEC_INLINE void mix_split(const split_tile *s, const float *p, uint32_t n_rows, 
         KVQ_NAME(kvq_attend_rotate_back)(rows[i], n_rows, n[i]);
     }
     for (uint32_t r = 0; r < n_rows; r++)
-        merge_row(rows[0] + r * n[0], rows[1] + r * n[1], s->mask, s->head_dim, true,
-                  o + r * kvq_output_stride(s->head_dim));
+        merge_row(rows[0] + r * n[0], rows[1] + r * n[1], s->mask, s->head_dim, o + r * kvq_output_stride(s->head_dim));
 }
 
-/* x (n, 64) -> the original basis: tokens in lanes, butterflies between rows */
-VEC_INLINE void rotate_back_rows(float *x, uint32_t n) {
-    uint32_t block = kvq_rotate_block(n);
-    for (uint32_t half = 1; half < block; half *= 2)
-        for (uint32_t d = 0; d < n; d++)
-            for (uint32_t t = 0; t < KVQ_TILE && (d & half) == 0; t += VF) {
-                float *at = x + d * KVQ_TILE + t;
-                vf32 a = vf_load(at), b = vf_load(at + half * KVQ_TILE);
-                vf_store(at, vf_add(a, b));
-                vf_store(at + half * KVQ_TILE, vf_sub(a, b));
+/* ---- many rows ---- */
+
+/* The first two strides of a Hadamard matrix between channels d .. d + 3; y: from row d on */
+VEC_INLINE void store_rotating(const vf32 x[4], float *y) {
+    vf32 a = vf_add(x[0], x[1]), b = vf_sub(x[0], x[1]), c = vf_add(x[2], x[3]), d = vf_sub(x[2], x[3]);
+    vf_store(y, vf_add(a, c));
+    vf_store(y + KVQ_TILE, vf_add(b, d));
+    vf_store(y + 2 * KVQ_TILE, vf_sub(a, c));
+    vf_store(y + 3 * KVQ_TILE, vf_sub(b, d));
+}
+
+VEC_INLINE vf32 level_of(const scaled_codes *c, vf32 byte, vf32 scale) {
+    return vf_mul(vf_sub(byte, vf_set1((float)c->bias)), scale);
+}
+
+/* y: (n, 64), tokens in lanes, two strides of the rotation on the way back */
+VEC_INLINE void expand_set_keys(const scaled_codes *k, float *y) {
+    const uint32_t step = k->codes.bits % 2 ? 2 : 1;
+    for (uint32_t piece = 0; piece < N_PIECES; piece++)
+        for (uint32_t i = 0; i < k->codes.n / 4; i += step)
+#pragma GCC unroll 2
+            for (uint32_t odd = 0; odd < step; odd++) {
+                vi32 dots[4];
+                load_dots(&k->codes, i + odd, odd, piece, dots);
+#pragma GCC unroll 4
+                for (uint32_t g = 0; g < 4; g++) {
+                    uint32_t t = 16 * g + VF * piece;
+                    vf32 x[4], scale = vf_mul(load_scales(k, 0, t), vf_set1(k->unit));
+#pragma GCC unroll 4
+                    for (uint32_t b = 0; b < 4; b++)
+                        x[b] = level_of(k, byte_to_f32(dots[g], (int)b), scale);
+                    store_rotating(x, y + 4 * (i + odd) * KVQ_TILE + t);
+                }
             }
-    float factor = 1.0f / sqrtf((float)block);
-    for (uint32_t d = 0; d < n; d++)
-        for (uint32_t t = 0; t < KVQ_TILE; t += VF) {
-            float *at = x + d * KVQ_TILE + t;
-            vf_store(at, vf_mul(vf_load(at), vf_set1(kvq_rotate_negative(d) ? -factor : factor)));
-        }
 }
 
-VEC_INLINE void expand_split_keys(const split_tile *s, float *k) {
-    _Alignas(64) float x[KVQ_MAX_HEAD_DIM * KVQ_TILE];
+/* The bytes of a V tile's codes, turned over: (n, 64) */
+VEC_INLINE void turn_codes(const packed *c, uint8_t *rows) {
+    for (uint32_t channel = 0; channel < c->n; channel += 16) {
+        _Alignas(64) uint8_t dots[16 * 64]; /* (token / 4, channel, 4) */
+        vi32 x[4];
+        for (uint32_t piece = 0; piece < N_PIECES; piece++)
+#pragma GCC unroll 4
+            for (uint32_t j = 0; j < 4; j++) {
+                load_dots(c, channel / 4 + j, j % 2, piece, x);
+                for (uint32_t f = 0; f < 4; f++)
+                    vi_store(dots + 64 * (4 * j + f) + 4 * VF * piece, x[f]);
+            }
+        for (uint32_t fours = 0; fours < 16; fours += VF)
+            for (uint32_t j = 0; j < 16; j += 4) {
+                vi_load_rows(dots + 64 * fours + 4 * j, 64, x);
+                for (uint32_t i = 0; i < 4; i++)
+                    vi_store(rows + (channel + j + i) * KVQ_TILE + 4 * fours, x[i]);
+            }
+    }
+}
+
+/* The same of V */
+VEC_INLINE void expand_set_values(const scaled_codes *v, float *y) {
+    _Alignas(64) uint8_t codes[KVQ_MAX_HEAD_DIM * KVQ_TILE];
+    turn_codes(&v->codes, codes);
+    for (uint32_t t = 0; t < KVQ_TILE; t += VF) {
+        vf32 x[4], scale = vf_mul(load_scales(v, 0, t), vf_set1(v->unit));
+        for (uint32_t d = 0; d < v->codes.n; d += 4) {
+#pragma GCC unroll 4
+            for (uint32_t b = 0; b < 4; b++)
+                x[b] = level_of(v, vi_to_f32(vi_load_u8(codes + (d + b) * KVQ_TILE + t)), scale);
+            store_rotating(x, y + d * KVQ_TILE + t);
+        }
+    }
+}
+
+/* x: (head_dim, 64), on either side */
+VEC_INLINE void expand_split(split_tile *s, const bool is_k, float *x) {
+    _Alignas(64) float y[KVQ_MAX_HEAD_DIM * KVQ_TILE];
     uint8_t channels[KVQ_MAX_HEAD_DIM], *channel = channels;
     kvq_turbo_channels(s->mask, s->head_dim, channels);
 #pragma GCC unroll 2
-    for (uint32_t i = 0; i < 2; channel += s->sets[i++].codes.n) {
-        expand_scaled_keys(&s->sets[i], x);
-        rotate_back_rows(x, s->sets[i].codes.n);
-        for (uint32_t d = 0; d < s->sets[i].codes.n; d++)
-            memcpy(k + channel[d] * KVQ_TILE, x + d * KVQ_TILE, KVQ_TILE * sizeof *k);
+    for (uint32_t i = 0; i < 2; i++) {
+        uint32_t n = s->sets[i].codes.n;
+        s->sets[i].unit /= sqrtf((float)kvq_rotate_block(n));
+        if (is_k)
+            expand_set_keys(&s->sets[i], y);
+        else
+            expand_set_values(&s->sets[i], y);
+        hadamard_rows(y, n, 4);
+        for (uint32_t d = 0; d < n; d++, channel++) {
+            vf32 sign = vf_set1(kvq_rotate_negative(d) ? -1.0f : 1.0f);
+            for (uint32_t t = 0; t < KVQ_TILE; t += VF)
+                vf_store(x + *channel * KVQ_TILE + t, vf_mul(vf_load(y + d * KVQ_TILE + t), sign));
+        }
     }
 }
 
-VEC_INLINE void expand_split_values(const split_tile *s, float *v) {
-    _Alignas(64) float rows[2][KVQ_TILE * (KVQ_MAX_HEAD_DIM / 2 + 16) + VF];
-    uint32_t n[2] = {s->sets[0].codes.n, s->sets[1].codes.n};
-#pragma GCC unroll 2
-    for (uint32_t i = 0; i < 2; i++) {
-        expand_scaled_values(&s->sets[i], rows[i]);
-        KVQ_NAME(kvq_attend_rotate_back)(rows[i], KVQ_TILE, n[i]);
-    }
-    for (uint32_t t = 0; t < KVQ_TILE; t++)
-        merge_row(rows[0] + t * n[0], rows[1] + t * n[1], s->mask, s->head_dim, false,
-                  v + t * kvq_output_stride(s->head_dim));
+VEC_INLINE void expand_split_values(split_tile *s, float *v) {
+    _Alignas(64) float x[KVQ_MAX_HEAD_DIM * KVQ_TILE];
+    expand_split(s, false, x);
+    turn(x, s->head_dim, KVQ_TILE, v); /* head_dim is its stride, being a multiple of 16 */
 }
 
 #define SPLIT(id, bits)                                                                                                    \
@@ -147,7 +201,7 @@ VEC_INLINE void expand_split_values(const split_tile *s, float *v) {
     }                                                                                                                      \
     static void expand_k_##id(const void *tile, uint32_t head_dim, float *out) {                                           \
         split_tile k = get_split(&kvq_codec_##id##_k, tile, head_dim, bits);                                               \
-        expand_split_keys(&k, out);                                                                                        \
+        expand_split(&k, true, out);                                                                                       \
     }                                                                                                                      \
     static void mix_##id(const void *tile, uint32_t head_dim, uint32_t n_tokens, const float *p, uint32_t n_rows,          \
                          float *o) {                                                                                       \

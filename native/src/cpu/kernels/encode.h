@@ -11,9 +11,8 @@
 
 #include "cpu/encode.h"
 #include "cpu/isa.h"
-#include "cpu/vec.h"
+#include "cpu/kernels/rows.h"
 #include "kv/pack.h"
-#include "kv/rotate.h"
 #include "kv/tile.h"
 
 enum { TILE_ELEMENTS = KVQ_TILE * KVQ_MAX_HEAD_DIM };
@@ -45,18 +44,6 @@ VEC_INLINE vf32 largest_of(vf32 so_far, vf32 x) {
 
 /* ---- tiles ---- */
 
-/* y (n_cols, n_rows) = x (n_rows, n_cols); n_rows: a multiple of 16, n_cols: of 4 */
-static void turn(const float *x, uint32_t n_rows, uint32_t n_cols, float *y) {
-    for (uint32_t row = 0; row < n_rows; row += VF)
-        for (uint32_t col = 0; col < n_cols; col += 4) {
-            vi32 c[4];
-            vi_load_rows((const uint8_t *)(x + row * n_cols + col), n_cols * sizeof *x, c);
-#pragma GCC unroll 4
-            for (uint32_t i = 0; i < 4; i++)
-                vi_store(y + (col + i) * n_rows + row, c[i]);
-        }
-}
-
 /* y (n) = x, 0 for what no half float can hold */
 VEC_INLINE void copy_good(const float *x, uint32_t n, float *y) {
     const vf32 beyond = vf_set1(0x1.ffc002p15f); /* the next float after 65504 */
@@ -64,46 +51,13 @@ VEC_INLINE void copy_good(const float *x, uint32_t n, float *y) {
         vf_store(y + i, vf_select_less(vf_abs(vf_load(x + i)), beyond, vf_load(x + i), vf_zero()));
 }
 
-/* A butterfly network between n rows of VF tokens, `stride` rows apart: (a + b, a - b) with strides 1, 2 .. n / 2. */
-VEC_INLINE void butterflies(float *y, uint32_t stride, const uint32_t n) {
-    vf32 x[8];
-#pragma GCC unroll 8
-    for (uint32_t i = 0; i < n; i++)
-        x[i] = vf_load(y + i * stride * KVQ_TILE);
-#pragma GCC unroll 3
-    for (uint32_t half = 1; half < n; half *= 2)
-#pragma GCC unroll 8
-        for (uint32_t i = 0; i < n; i++)
-            if ((i & half) == 0) {
-                vf32 a = x[i], b = x[i + half];
-                x[i] = vf_add(a, b);
-                x[i + half] = vf_sub(a, b);
-            }
-#pragma GCC unroll 8
-    for (uint32_t i = 0; i < n; i++)
-        vf_store(y + i * stride * KVQ_TILE, x[i]);
-}
-
-VEC_INLINE void butterfly_pass(float *y, uint32_t n_rows, uint32_t stride, const uint32_t n) {
-    for (uint32_t start = 0; start < n_rows; start += n * stride)
-        for (uint32_t i = start; i < start + stride; i++)
-            for (uint32_t t = 0; t < KVQ_TILE; t += VF)
-                butterflies(y + i * KVQ_TILE + t, stride, n);
-}
-
-/* kvq_rotate of y (n, 64): the same steps, between rows. Three strides at a time stay in registers. */
+/* kvq_rotate of y (n, 64): the same steps, between rows */
 static void rotate(float *y, uint32_t n) {
-    uint32_t block = kvq_rotate_block(n), stride = 1;
     for (uint32_t d = 0; d < n; d++)
         for (uint32_t t = 0; t < KVQ_TILE && kvq_rotate_negative(d); t += VF)
             vf_store(y + d * KVQ_TILE + t, vf_mul(vf_load(y + d * KVQ_TILE + t), vf_set1(-1.0f)));
-    for (; stride * 8 <= block; stride *= 8)
-        butterfly_pass(y, n, stride, 8);
-    if (block / stride == 4)
-        butterfly_pass(y, n, stride, 4);
-    else if (block / stride == 2)
-        butterfly_pass(y, n, stride, 2);
-    vf32 factor = vf_set1((float)(1.0 / sqrt((double)block)));
+    hadamard_rows(y, n, 1);
+    vf32 factor = vf_set1((float)(1.0 / sqrt((double)kvq_rotate_block(n))));
     for (uint32_t i = 0; i < n * KVQ_TILE; i += VF)
         vf_store(y + i, vf_mul(vf_load(y + i), factor));
 }
