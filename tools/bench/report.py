@@ -350,6 +350,40 @@ def speed_llamacpp() -> str:
     return table(columns, sorted(lines, key=lambda row: (row["model"], row["kind"], row["depth"])))
 
 
+ISSUE_WIDTH = 8  # instructions that a Zen 5 core can take in a cycle
+
+
+def kernels_cpu() -> str:
+    """Runs of tools/attend_speed.c: what attention and encoding reach of the machine's limits, kernel by kernel."""
+    parts: list[str] = []
+    every = [json.loads(line) for line in (HERE / "cpu_kernels.jsonl").read_text().splitlines()]
+    for rows in groups(every, lambda row: (row["n_threads"], row["isa"], row["head_dim"], row["n_rows"])).values():
+        one = rows[0]
+        columns: Columns = {
+            "type": lambda row: row["kv"],
+            "bytes / token": lambda row: f"{row['tile_bytes'] / 64:.0f}",
+            "ns from memory": lambda row: f"{row['ns_memory']:.0f}",
+            "GB/s": lambda row: f"{row['tile_bytes'] / row['ns_memory']:.1f}",
+            "of the bandwidth": lambda row: f"{row['tile_bytes'] / row['ns_memory'] / row['bytes_per_ns']:.0%}",
+            "ns from L2": lambda row: f"{row['ns_l2']:.0f}",
+        }
+        if one["instructions"]:
+            columns |= {
+                "instructions / element": lambda row: f"{row['instructions'] / (2 * 64 * row['head_dim']):.2f}",
+                "of the issue limit": lambda row: (
+                    f"{row['instructions'] / row['ns_l2'] / row['ghz'] / ISSUE_WIDTH:.0%}"
+                ),
+                "us to encode K, V": lambda row: f"{row['ns_encode_k'] / 1000:.1f}, {row['ns_encode_v'] / 1000:.1f}",
+            }
+        title = (
+            f"Decode attention over a tile of one KV head: {one['isa']}, {one['n_threads']} thread"
+            f"{'s' if one['n_threads'] > 1 else ''}, head_dim {one['head_dim']}, {one['n_rows']} query heads; "
+            f"memory is read at {one['bytes_per_ns']:.1f} GB/s"
+        )
+        parts.append(f"#### {title}\n\n{table(columns, rows)}\n\n<sub>{one['source']}</sub>")
+    return "\n\n".join(parts)
+
+
 def speed_gpu() -> str:
     """Attention and whole steps on the GPU."""
     attend, model = measured("h200_attend.json"), measured("h200_model.json")
@@ -565,6 +599,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "retrieval": retrieval,
     "speed_cpu": speed_cpu,
     "speed_llamacpp": speed_llamacpp,
+    "kernels_cpu": kernels_cpu,
     "speed_gpu": speed_gpu,
     "memory": memory,
     "claims": claims,
