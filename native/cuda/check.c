@@ -375,7 +375,7 @@ static uint32_t check_prefill(kvq_backend *be, const kvq_codec *k, const kvq_cod
 
 /* Of a cache so much larger than the scratch for staged tiles that it takes several rounds. */
 static uint32_t check_rounds(const kvq_codec *k, const kvq_codec *v, uint32_t hd) {
-    kvq_backend *be = open_cache(hd, 512, 8, 2, 8); /* room for 8 tiles of two KV heads */
+    kvq_backend *be = open_cache(hd, 512, 8, 2, 8); /* room for 12 tiles of two KV heads */
     check_pair(be, k, v, hd, 4, 17, 64 * 13 + 5, 0, 0, false);
     check_pair(be, k, v, hd, 4, 300, 64 * 11, 0, 0, false);
     check_pair(be, k, v, hd, 2, RAGGED, 64 * 13 + 5, 0, 0, false);

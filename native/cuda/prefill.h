@@ -17,7 +17,7 @@ enum {
     PREFILL_LEAST = 17,          /* tokens of a span; shorter ones are for attend.cu */
     PREFILL_MAX_SPANS = 64,      /* in one launch */
     PREFILL_MAX_BLOCKS = 160,    /* when spans are cut so that every SM has some of them */
-    MAX_STAGED_BYTES = 32 << 20, /* what a round attends to, small enough for the L2 cache */
+    MAX_STAGED_BYTES = 64 << 20, /* what a round attends to */
 };
 
 typedef struct prefill_span {
@@ -75,7 +75,7 @@ bool takes_prefill(const kvq_span *span);
  * starts. Without encoded tiles nothing is rotated, whatever the arguments say. */
 cudaError_t launch_prefill(prefill_args *args, const kvq_batch *batch, const uint32_t *tables, uint32_t group,
                            uint32_t n_sms, cudaStream_t stream);
-size_t prefill_staged_bytes(const kvq_backend_limits *limits); /* a whole context of one sequence, if it is no more */
+size_t prefill_staged_bytes(const kvq_backend_limits *limits); /* a context and a tile more, if that is less */
 size_t prefill_partial_bytes(const kvq_backend_limits *limits);
 size_t prefill_max_sum_bytes(const kvq_backend_limits *limits);
 

@@ -143,7 +143,7 @@ cudaError_t launch_prefill(prefill_args *a, const kvq_batch *batch, const uint32
 }
 
 size_t prefill_staged_bytes(const kvq_backend_limits *limits) {
-    size_t n = (size_t)limits->n_tiles * limits->max_n_head * limits->max_head_dim * TILE_TOKENS * 4;
+    size_t n = (limits->n_tiles + (size_t)1) * limits->max_n_head * limits->max_head_dim * TILE_TOKENS * 4;
     return n < MAX_STAGED_BYTES ? n : MAX_STAGED_BYTES;
 }
 
