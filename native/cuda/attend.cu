@@ -1,82 +1,146 @@
 /*
- * Decode attention: one launch for sinks, encoded body and tail of all sequences. A block takes a unit (a run of tiles of
- * one KV head), its four warps take every fourth tile, each through its own ring of asynchronous copies in shared memory;
- * they are merged, and the last block of an output merges the units.
+ * Decode attention: one launch for sinks, encoded body and tail of all sequences. A block takes a unit (tiles of one KV
+ * head); its warps take tiles in turn, each through its own ring of asynchronous copies in shared memory; they are merged,
+ * and the last block of an output merges the units.
+ *
+ * The kernel is specialised for the pairs of paths that the KV types have (KP, VP), so that their loops are straight-line
+ * code that fits the instruction cache; any other pair goes through one kernel that decides at run time (PATH_NONE).
  *
  * Compiled once per head_dim (KVQ_HEAD_DIM), so that the compilations run side by side.
  */
 #include "levels.cuh"
 #include "tiers.cuh"
 
+#define EACH_K_PATH(X)                                                                                                     \
+    X(F16)                                                                                                                 \
+    X(CHANNEL_2)                                                                                                           \
+    X(CHANNEL_4)                                                                                                           \
+    X(CHANNEL_2_G64)                                                                                                       \
+    X(NORMED_2)                                                                                                            \
+    X(NORMED_3) X(NORMED_4) X(TOKEN_4) X(TOKEN_8) X(TURBO_2) X(TURBO_3) X(TURBO_4) X(NVFP4) X(FP8) X(TIER_2) X(TIER_3)
+#define EACH_V_PATH(X)                                                                                                     \
+    X(F16)                                                                                                                 \
+    X(AFFINE_2)                                                                                                            \
+    X(AFFINE_4)                                                                                                            \
+    X(AFFINE_2_G64)                                                                                                        \
+    X(NORMED_2) X(NORMED_3) X(NORMED_4) X(TOKEN_4) X(TOKEN_8) X(TURBO_2) X(TURBO_3) X(TURBO_4) X(NVFP4) X(FP8)
+#define EACH_PAIR(X) /* of the KV types */                                                                                 \
+    X(F16, F16)                                                                                                            \
+    X(CHANNEL_2, AFFINE_2)                                                                                                 \
+    X(CHANNEL_4, AFFINE_4)                                                                                                 \
+    X(CHANNEL_2_G64, AFFINE_2_G64)                                                                                         \
+    X(NORMED_2, NORMED_2)                                                                                                  \
+    X(NORMED_3, NORMED_3)                                                                                                  \
+    X(NORMED_4, NORMED_4)                                                                                                  \
+    X(TOKEN_4, TOKEN_4)                                                                                                    \
+    X(TOKEN_8, TOKEN_8) X(TURBO_2, TURBO_2) X(TURBO_3, TURBO_3) X(TURBO_4, TURBO_4) X(NVFP4, NVFP4) X(FP8, FP8)            \
+        X(TIER_2, NORMED_2) X(TIER_3, NORMED_3)
+
 namespace {
 
-constexpr int HD = KVQ_HEAD_DIM, N_J = HD / 16, N_WARPS = 4, LD = HD + 4 /* of float rows, free of bank conflicts */;
+constexpr int HD = KVQ_HEAD_DIM, N_J = HD / 16, N_WARPS = 8, LD = HD + 4 /* of float rows, free of bank conflicts */;
+constexpr int PER_LANE = (HD + 31) / 32; /* elements of a column: lane + 32 n */
 constexpr float LOG2E = 1.44269504f, NO_MAX = -1e30f;
+
+enum { K_SIDE, V_SIDE };
+
+/* A warp's stages of { K, V } in shared memory; the copies into a side of a stage have a barrier. */
+struct copy_ring {
+    uint8_t *stages;
+    uint64_t *full;  /* ({ K, V }, 2 stages) */
+    uint32_t parity; /* of the phase that is waited for next, a bit for each barrier */
+};
 
 template <int NT> struct unit_state {
     const attend_args *a;
     attend_unit u;
-    column_block<HD, NT> *cols;
-    uint8_t *ring; /* of this warp */
-    float *bias;   /* (n_pairs, { C, S }, columns) of kv/key_bias.h, as base-2 logits */
+    const column_block<HD, NT> *cols; /* for the tiles under way: as they are, or rotated */
+    float *bias;                      /* (n_pairs, { C, S }, columns) of kv/key_bias.h, as base-2 logits */
     int warp, lane, head_group;
 };
 
 /* ---- columns ---- */
 
-/* Queries of the unit: rotated if the tiles are, normed by their largest element, as B fragments. x: (columns, LD) */
-template <int NT>
-__device__ void prepare_columns(const attend_args &a, const attend_unit &u, int head_group, float *x,
-                                column_block<HD, NT> *cols) {
-    constexpr int N_COLS = 8 * NT, PER_WARP = N_COLS / N_WARPS, PER_LANE = (HD + 31) / 32;
-    bool rotate = u.coded && a.k.rotated;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    float values[PER_WARP][PER_LANE]; /* all loads in flight at once */
+/* The Hadamard of kv/rotate.h over a column that lies in the lanes of a warp; without its factor and signs. */
+__device__ __forceinline__ void hadamard_lanes(float (&x)[PER_LANE], int lane) {
+    constexpr int N = HD & -HD;
 #pragma unroll
-    for (int i = 0; i < PER_WARP; i++) {
-        int c = u.first_col + warp + i * N_WARPS, token = c / head_group;
-        const float *q = a.q + ((size_t)(u.row + token) * a.n_head + u.head * head_group + (c - token * head_group)) * HD;
-#pragma unroll
-        for (int n = 0; n < PER_LANE; n++)
-            values[i][n] = warp + i * N_WARPS < (int)u.n_cols && lane + 32 * n < HD ? q[lane + 32 * n] : 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < PER_WARP; i++)
+    for (int stride = 1; stride < N && stride < 32; stride *= 2)
 #pragma unroll
         for (int n = 0; n < PER_LANE; n++) {
-            int d = lane + 32 * n;
-            if (d < HD)
-                x[(warp + i * N_WARPS) * LD + d] = rotate && rotate_negative(d) ? -values[i][n] : values[i][n];
+            float other = __shfl_xor_sync(~0u, x[n], stride);
+            x[n] = lane & stride ? other - x[n] : x[n] + other;
         }
-    __syncthreads();
-    if (rotate)
-        hadamard<HD>(x, N_COLS, LD);
-    for (int col = warp; col < N_COLS; col += N_WARPS) {
-        float max = 0.0f;
-        for (int d = lane; d < HD; d += 32)
-            max = fmaxf(max, fabsf(x[col * LD + d]));
-        for (int k = 16; k > 0; k /= 2)
-            max = fmaxf(max, __shfl_xor_sync(~0u, max, k));
-        float norm = max > 0.0f ? max : 1.0f;
-        for (int d = lane; d < HD; d += 32)
-            x[col * LD + d] = __half2float(__float2half_rn(x[col * LD + d] / norm));
-        if (lane == 0)
-            cols->scale[col] = norm * (rotate ? hadamard_factor<HD>() : 1.0f) * a.scale * LOG2E;
+#pragma unroll
+    for (int stride = 1; stride < N / 32; stride *= 2)
+#pragma unroll
+        for (int n = 0; n < PER_LANE; n++)
+            if (!(n & stride)) {
+                float a = x[n], b = x[n + stride];
+                x[n] = a + b;
+                x[n + stride] = a - b;
+            }
+}
+
+/* A column's query as B fragments: rotated if wanted, normed by its largest element. */
+template <int NT>
+__device__ __forceinline__ void put_column(float (&x)[PER_LANE], bool rotate, bool with_sums, float scale, int col,
+                                           int lane, column_block<HD, NT> *cols) {
+    if (rotate) {
+#pragma unroll
+        for (int n = 0; n < PER_LANE; n++)
+            x[n] = rotate_negative(lane + 32 * n) ? -x[n] : x[n];
+        hadamard_lanes(x, lane);
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < N_J * NT * 32; i += blockDim.x) {
-        int j = i / (NT * 32), nt = i / 32 % NT, l = i % 32;
-        const float *row = x + (8 * nt + l / 4) * LD + 16 * j + l % 4 * 2;
-        cols->q[j][nt][l] = make_uint2(pack_halfs(row[0], row[1]), pack_halfs(row[8], row[9]));
+    float max = 0.0f;
+#pragma unroll
+    for (int n = 0; n < PER_LANE; n++)
+        max = fmaxf(max, fabsf(x[n]));
+#pragma unroll
+    for (int k = 16; k > 0; k /= 2)
+        max = fmaxf(max, __shfl_xor_sync(~0u, max, k));
+    float norm = max > 0.0f ? max : 1.0f;
+    if (lane == 0)
+        cols->scale[col] = norm * (rotate ? hadamard_factor<HD>() : 1.0f) * scale * LOG2E;
+    __half *q = reinterpret_cast<__half *>(cols->q);
+#pragma unroll
+    for (int n = 0; n < PER_LANE; n++) {
+        int d = lane + 32 * n, at = d % 16;
+        __half rounded = __float2half_rn(x[n] / norm);
+        if (d < HD)
+            q[((d / 16 * NT + col / 8) * 32 + col % 8 * 4 + at % 8 / 2) * 4 + at / 8 * 2 + at % 2] = rounded;
+        if (with_sums) {
+            float sum = __half2float(rounded);
+#pragma unroll
+            for (int k = 16; k > 0; k /= 2)
+                sum += __shfl_xor_sync(~0u, sum, k);
+            if (lane == 0)
+                cols->q_sum[n][col] = sum;
+        }
     }
-    for (int i = threadIdx.x; u.coded && a.k.offset > 0 && i < (HD + 31) / 32 * N_COLS; i += blockDim.x) {
-        int g = i / N_COLS, col = i % N_COLS;
-        float sum = 0.0f;
-        for (int d = 32 * g; d < 32 * g + 32 && d < HD; d++)
-            sum += x[col * LD + d];
-        cols->q_sum[g][col] = sum;
+}
+
+/* Queries of the unit, for f16 tiles in cols[0] and for encoded ones in cols[1], as far as it has such tiles. */
+template <int NT>
+__device__ __forceinline__ void prepare_columns(const unit_state<NT> &w, bool has_raw, column_block<HD, NT> *cols) {
+    const attend_args &a = *w.a;
+    float values[NT][PER_LANE]; /* all loads in flight at once */
+#pragma unroll
+    for (int i = 0; i < NT; i++) {
+        int c = w.u.first_col + w.warp + 8 * i, token = c / w.head_group, head = c - token * w.head_group;
+        const float *q = a.q + ((size_t)(w.u.row + token) * a.n_head + w.u.head * w.head_group + head) * HD;
+#pragma unroll
+        for (int n = 0; n < PER_LANE; n++)
+            values[i][n] = w.warp + 8 * i < (int)w.u.n_cols && w.lane + 32 * n < HD ? q[w.lane + 32 * n] : 0.0f;
     }
-    __syncthreads();
+    static_assert(N_WARPS == 8, "a warp for each column of a tile");
+#pragma unroll
+    for (int i = 0; i < NT; i++) {
+        if (has_raw)
+            put_column<NT>(values[i], false, false, a.scale, w.warp + 8 * i, w.lane, &cols[0]);
+        if (w.u.coded.n > 0)
+            put_column<NT>(values[i], a.k.rotated, a.k.offset > 0, a.scale, w.warp + 8 * i, w.lane, &cols[1]);
+    }
 }
 
 /* ---- the key bias of encoded tiles ---- */
@@ -98,7 +162,6 @@ template <int NT> __device__ void prepare_bias(const unit_state<NT> &w) {
         w.bias[2 * pair * N_COLS + col] = C;
         w.bias[(2 * pair + 1) * N_COLS + col] = S;
     }
-    __syncthreads();
 }
 
 /* s += A cos(f t) + B sin(f t); pos: of the first token of the step */
@@ -129,43 +192,37 @@ __device__ __forceinline__ void add_bias(const unit_state<NT> &w, int pos, float
     }
 }
 
-/* ---- one step of a warp: NB blocks of 16 tokens ---- */
+/* ---- logits ---- */
 
 /* cap * tanh(x / cap) */
 __device__ __forceinline__ float capped(float x, float cap) {
     return cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(__fdividef(2.0f * LOG2E * x, cap)));
 }
 
-/* Key bias and cap, then mask what a column does not see. pos: of the first token of the step */
-template <int NT, int NB>
-__device__ __forceinline__ void cap_and_mask(const unit_state<NT> &w, int pos, float (&s)[NB][NT][4]) {
+/* Key bias and cap, for logits that are not yet relative to the maximum. pos: of the first token of the step */
+template <int NT, int NB, bool CODED>
+__device__ __forceinline__ void bias_and_cap(const unit_state<NT> &w, int pos, const output_block<HD, NT> &out,
+                                             float (&s)[NB][NT][4]) {
     const attend_args &a = *w.a;
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-        float2 scale = *reinterpret_cast<const float2 *>(&w.cols->scale[8 * nt + w.lane % 4 * 2]);
-#pragma unroll
-        for (int b = 0; b < NB; b++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                s[b][nt][i] *= i & 1 ? scale.y : scale.x;
-    }
-#ifndef KVQ_ONLY_K /* few models have a key bias: its instructions are not counted */
-    if (a.bias.n_pairs > 0 && w.u.coded)
+    if (CODED && a.bias.n_pairs > 0)
         add_bias<NT, NB>(w, pos, s);
-#endif
     if (a.softcap > 0.0f)
 #pragma unroll
-        for (int b = 0; b < NB; b++)
+        for (int i = 0; i < NB * NT * 4; i++)
+            s[i / (NT * 4)][i / 4 % NT][i % 4] = capped(s[i / (NT * 4)][i / 4 % NT][i % 4], a.softcap * LOG2E);
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    s[b][nt][i] = capped(s[b][nt][i], a.softcap * LOG2E);
-    int first_query = w.u.pos + w.u.first_col / w.head_group;
-    int last_query = w.u.pos + (w.u.first_col + w.u.n_cols - 1) / w.head_group;
-    bool all_seen = pos + 16 * NB - 1 <= first_query && (a.window == 0 || pos > last_query - (int)a.window);
-    if (all_seen)
-        return;
+    for (int i = 0; i < NB * NT * 4; i++)
+        s[i / (NT * 4)][i / 4 % NT][i % 4] -= out.max[i / 4 % NT][i & 1];
+}
+
+/* Whether every column sees all of n tokens. */
+template <int NT> __device__ __forceinline__ bool all_seen(const unit_state<NT> &w, int pos, int n) {
+    int first = w.u.pos + w.u.first_col / w.head_group, last = w.u.pos + (w.u.first_col + w.u.n_cols - 1) / w.head_group;
+    return pos + n - 1 <= first && (w.a->window == 0 || pos > last - (int)w.a->window);
+}
+
+template <int NT, int NB> __device__ __forceinline__ void mask(const unit_state<NT> &w, int pos, float (&s)[NB][NT][4]) {
+    int window = w.a->window;
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
 #pragma unroll
@@ -176,459 +233,646 @@ __device__ __forceinline__ void cap_and_mask(const unit_state<NT> &w, int pos, f
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     int token = pos + 16 * b + w.lane / 4 + 8 * half;
-                    bool seen = token <= query && (a.window == 0 || token > query - (int)a.window);
+                    bool seen = token <= query && (window == 0 || token > query - window);
                     s[b][nt][c + 2 * half] = seen ? s[b][nt][c + 2 * half] : -INFINITY;
                 }
         }
 }
 
-#define SCORE_CHANNEL(bits, groups, token)                                                                                 \
-    score_channel<HD, NT, NB, bits, groups, token>(codes, meta, b0, w.cols, w.lane, s)
+/* ---- one step of a warp: NB blocks of 16 tokens ---- */
 
-#define SCORE_LEVELS(type) score_levels<HD, NT, NB, type>(codes, meta, b0, w.cols, opaque(w.lane), s)
+/* Whether steps of NB blocks can read tiles of this path: f16 by 16 tokens, 8 bits by up to 32, all others also by 64. */
+__device__ constexpr bool takes(int path, int nb) {
+    return path == PATH_F16 ? nb == 1 : path == PATH_TOKEN_8 || path == PATH_FP8 ? nb <= 2 : nb != 2;
+}
 
-template <int NT, int NB>
+template <int PATH, int NT, int NB, int UNROLL>
+__device__ __forceinline__ void score_path(const column_block<HD, NT> *cols, const uint8_t *codes, const uint8_t *meta,
+                                           int b0, int lane, const logit_line<NT> &line, float (&s)[NB][NT][4]) {
+    if constexpr (PATH == PATH_F16)
+        score_f16<HD, NT, NB>(codes, cols, lane, line, s);
+    else if constexpr (PATH == PATH_CHANNEL_2)
+        score_channel<HD, NT, NB, 2, 2, false, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_CHANNEL_4)
+        score_channel<HD, NT, NB, 4, 2, false, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_CHANNEL_2_G64)
+        score_channel<HD, NT, NB, 2, 1, false, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_NORMED_2)
+        score_channel<HD, NT, NB, 2, 1, true, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_NORMED_3)
+        score_channel<HD, NT, NB, 3, 1, true, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_NORMED_4)
+        score_channel<HD, NT, NB, 4, 1, true, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_TOKEN_4)
+        score_token<HD, NT, NB, 4, 32, 8, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_TOKEN_8)
+        score_token<HD, NT, NB, 8, 32, 128, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_TURBO_2)
+        score_levels<HD, NT, NB, TURBO_2, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_TURBO_3)
+        score_levels<HD, NT, NB, TURBO_3, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_TURBO_4)
+        score_levels<HD, NT, NB, TURBO_4, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_NVFP4)
+        score_levels<HD, NT, NB, E2M1, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_FP8)
+        score_levels<HD, NT, NB, E4M3, UNROLL>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_TIER_2 && HD % 64 == 0)
+        score_tiers<HD, NT, NB, 2>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_TIER_3 && HD % 64 == 0)
+        score_tiers<HD, NT, NB, 3>(codes, meta, b0, cols, lane, line, s);
+}
+
+template <int PATH, int NT, int NB>
+__device__ __forceinline__ void mix_path(const uint8_t *codes, const uint8_t *meta, int b0, const uint32_t (&p)[NB][NT][2],
+                                         int lane, output_block<HD, NT> &out) {
+    if constexpr (PATH == PATH_F16)
+        mix_f16<HD, NT, NB>(codes, p, lane, out);
+    else if constexpr (PATH == PATH_AFFINE_2)
+        mix_token<HD, NT, NB, 2, 32, true, false>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_AFFINE_4)
+        mix_token<HD, NT, NB, 4, 32, true, false>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_AFFINE_2_G64)
+        mix_token<HD, NT, NB, 2, 64, true, false>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_NORMED_2)
+        mix_token<HD, NT, NB, 2, 256, true, true>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_NORMED_3)
+        mix_token<HD, NT, NB, 3, 256, true, true>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_NORMED_4)
+        mix_token<HD, NT, NB, 4, 256, true, true>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_TOKEN_4)
+        mix_token<HD, NT, NB, 4, 32, false, false>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_TOKEN_8)
+        mix_token<HD, NT, NB, 8, 32, false, false>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_TURBO_2)
+        mix_levels<HD, NT, NB, TURBO_2>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_TURBO_3)
+        mix_levels<HD, NT, NB, TURBO_3>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_TURBO_4)
+        mix_levels<HD, NT, NB, TURBO_4>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_NVFP4)
+        mix_levels<HD, NT, NB, E2M1>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_FP8)
+        mix_levels<HD, NT, NB, E4M3>(codes, meta, b0, p, lane, out);
+}
+
+/* The path KP, or, if that is PATH_NONE, the one given. */
+template <int KP, int NT, int NB>
 __device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta,
-                                      int b0, float (&s)[NB][NT][4]) {
-    if constexpr (NB == 2) { /* 8 bits against 8 bits */
-        if (path == PATH_FP8)
-            SCORE_LEVELS(E4M3);
-        else
-            score_token<HD, NT, NB, 8, 32, 128>(codes, meta, b0, w.cols, w.lane, s);
+                                      int b0, const logit_line<NT> &line, float (&s)[NB][NT][4]) {
+    if constexpr (KP != PATH_NONE) {
+        score_path<KP, NT, NB, N_J>(w.cols, codes, meta, b0, w.lane, line, s);
         return;
     }
     switch (path) {
-    case PATH_CHANNEL_2:
-        SCORE_CHANNEL(2, 2, false);
+#define CASE(name)                                                                                                         \
+    case PATH_##name:                                                                                                      \
+        if constexpr (takes(PATH_##name, NB))                                                                              \
+            score_path<PATH_##name, NT, NB, 2>(w.cols, codes, meta, b0, opaque(w.lane), line, s);                          \
         break;
-    case PATH_CHANNEL_4:
-        SCORE_CHANNEL(4, 2, false);
-        break;
-    case PATH_CHANNEL_2_G64:
-        SCORE_CHANNEL(2, 1, false);
-        break;
-    case PATH_NORMED_2:
-        SCORE_CHANNEL(2, 1, true);
-        break;
-    case PATH_NORMED_3:
-        SCORE_CHANNEL(3, 1, true);
-        break;
-    case PATH_NORMED_4:
-        SCORE_CHANNEL(4, 1, true);
-        break;
-    case PATH_TOKEN_4:
-        score_token<HD, NT, NB, 4, 32, 8>(codes, meta, b0, w.cols, w.lane, s);
-        break;
-    case PATH_TURBO_2:
-        SCORE_LEVELS(TURBO_2);
-        break;
-    case PATH_TURBO_3:
-        SCORE_LEVELS(TURBO_3);
-        break;
-    case PATH_TURBO_4:
-        SCORE_LEVELS(TURBO_4);
-        break;
-    case PATH_NVFP4:
-        SCORE_LEVELS(E2M1);
-        break;
-    case PATH_TIER_2:
-        if constexpr (HD % 64 == 0)
-            score_tiers<HD, NT, NB, 2>(codes, meta, b0, w.cols, opaque(w.lane), s);
-        break;
-    case PATH_TIER_3:
-        if constexpr (HD % 64 == 0)
-            score_tiers<HD, NT, NB, 3>(codes, meta, b0, w.cols, opaque(w.lane), s);
-        break;
-    default:
-        if constexpr (NB == 1) {
-            if (path == PATH_F16)
-                score_f16<HD, NT, NB>(codes, w.cols, w.lane, s);
-            else if (path == PATH_FP8)
-                SCORE_LEVELS(E4M3);
-            else
-                score_token<HD, NT, NB, 8, 32, 128>(codes, meta, b0, w.cols, w.lane, s);
-        }
+        EACH_K_PATH(CASE)
+#undef CASE
     }
 }
 
-#define MIX_TOKEN(bits, g, zero, channel) mix_token<HD, NT, NB, bits, g, zero, channel>(codes, meta, b0, p, w.lane, out)
-#define MIX_LEVELS(type)                  mix_levels<HD, NT, NB, type>(codes, meta, b0, p, opaque(w.lane), out)
-
-template <int NT, int NB>
+template <int VP, int NT, int NB>
 __device__ __forceinline__ void mix(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta,
-                                    int b0, uint2 keep, const uint32_t (&p)[NB][NT][2], output_block<HD, NT> &out) {
-    if constexpr (NB == 2) {
-        if (path == PATH_FP8)
-            MIX_LEVELS(E4M3);
-        else
-            MIX_TOKEN(8, 32, false, false);
+                                    int b0, const uint32_t (&p)[NB][NT][2], output_block<HD, NT> &out) {
+    if constexpr (VP != PATH_NONE) {
+        mix_path<VP, NT, NB>(codes, meta, b0, p, w.lane, out);
         return;
     }
     switch (path) {
-    case PATH_AFFINE_2:
-        MIX_TOKEN(2, 32, true, false);
+#define CASE(name)                                                                                                         \
+    case PATH_##name:                                                                                                      \
+        if constexpr (takes(PATH_##name, NB))                                                                              \
+            mix_path<PATH_##name, NT, NB>(codes, meta, b0, p, opaque(w.lane), out);                                        \
         break;
-    case PATH_AFFINE_4:
-        MIX_TOKEN(4, 32, true, false);
-        break;
-    case PATH_AFFINE_2_G64:
-        MIX_TOKEN(2, 64, true, false);
-        break;
-    case PATH_NORMED_2:
-        MIX_TOKEN(2, 256, true, true);
-        break;
-    case PATH_NORMED_3:
-        MIX_TOKEN(3, 256, true, true);
-        break;
-    case PATH_NORMED_4:
-        MIX_TOKEN(4, 256, true, true);
-        break;
-    case PATH_TOKEN_4:
-        MIX_TOKEN(4, 32, false, false);
-        break;
-    case PATH_TURBO_2:
-        MIX_LEVELS(TURBO_2);
-        break;
-    case PATH_TURBO_3:
-        MIX_LEVELS(TURBO_3);
-        break;
-    case PATH_TURBO_4:
-        MIX_LEVELS(TURBO_4);
-        break;
-    case PATH_NVFP4:
-        MIX_LEVELS(E2M1);
-        break;
-    default:
-        if constexpr (NB == 1) {
-            if (path == PATH_F16)
-                mix_f16<HD, NT, NB>(codes, p, keep, w.lane, out);
-            else if (path == PATH_FP8)
-                MIX_LEVELS(E4M3);
-            else
-                MIX_TOKEN(8, 32, false, false);
-        }
+        EACH_V_PATH(CASE)
+#undef CASE
     }
 }
 
 /* ---- a warp's walk over its tiles ---- */
 
-__device__ __forceinline__ void copy_bytes(uint8_t *to, const uint8_t *from, int n_bytes, int lane) {
-#pragma unroll 4
-    for (int i = lane * 16; i < n_bytes; i += 512)
-        copy16_async(to + i, from + i);
+/* Steps of 16 NB tokens: this warp takes every N_WARPS'th of the unit's. */
+struct tile_walk {
+    tile_side k, v;
+    tile_run first, second; /* tiles */
+    const uint8_t *head;    /* of its first page */
+    const uint32_t *table;
+    size_t page_bytes;
+    int k_tile_bytes, k_stage_bytes, stage_bytes;
+    int steps_per_tile, n_steps, n_stages;
+    uint32_t page; /* of the step that is fetched next */
+};
+
+__device__ __forceinline__ int step_tile(const tile_walk &t, int step, int warp) {
+    int i = (step * N_WARPS + warp) / t.steps_per_tile;
+    return i < (int)t.first.n ? t.first.first + i : t.second.first + i - t.first.n;
 }
 
-/* Steps of 16 NB tokens: this warp takes every fourth of the unit's. */
-template <int NT, int NB>
-__device__ __forceinline__ void walk(const unit_state<NT> &w, const tile_side &k, const tile_side &v,
-                                     output_block<HD, NT> &out) {
-    constexpr int STEPS = 4 / NB; /* per tile */
+/* The first of the step's blocks of 16 tokens in its tile. */
+__device__ __forceinline__ int step_block(const tile_walk &t, int step, int warp) {
+    return (step * N_WARPS + warp) % t.steps_per_tile * (TILE_BLOCKS / t.steps_per_tile);
+}
+
+__device__ __forceinline__ uint32_t step_page(const tile_walk &t, int step, int warp) {
+    return step < t.n_steps ? uniform(__ldg(t.table + step_tile(t, step, warp))) & 0x7fffffffu : 0;
+}
+
+/* Starts the copies of a side of t.page's tile, as far as the step needs it. */
+__device__ __forceinline__ void fetch(const tile_walk &t, int side, int step, int stage, const copy_ring &ring, int warp,
+                                      int lane) {
+    const tile_side &s = side == K_SIDE ? t.k : t.v;
+    const uint8_t *tile = t.head + t.page * t.page_bytes + (side == K_SIDE ? 0 : t.k_tile_bytes);
+    uint8_t *to = ring.stages + stage * t.stage_bytes + (side == K_SIDE ? 0 : t.k_stage_bytes);
+    uint64_t *full = &ring.full[2 * side + stage];
+    if (s.chunk_tokens == TILE_TOKENS) {
+        start_copies(full, lane, to, tile, s.chunk_bytes + s.meta_bytes, tile, 0);
+    } else {
+        uint32_t chunk = step_block(t, step, warp) * 16 / s.chunk_tokens;
+        start_copies(full, lane, to, tile + chunk * s.chunk_bytes, s.chunk_bytes,
+                     tile + TILE_TOKENS / s.chunk_tokens * s.chunk_bytes, s.meta_bytes);
+    }
+}
+
+template <int NT, bool CODED>
+__device__ __forceinline__ tile_walk start_walk(const unit_state<NT> &w, const tile_side &k, const tile_side &v, int nb,
+                                                const copy_ring &ring) {
     const attend_args &a = *w.a;
-    const uint8_t *pool = w.u.coded ? a.coded : a.raw;
-    const uint32_t k_bytes = w.u.coded ? a.k_tile_bytes : TILE_TOKENS * HD * 2,
-                   v_bytes = w.u.coded ? a.v_tile_bytes : k_bytes;
-    constexpr bool WHOLE = NB == 4; /* a stage is a tile as it lies in its page */
-    const int k_meta_at = k.chunk_bytes, v_at = WHOLE ? k_bytes : k_meta_at + k.meta_bytes,
-              v_meta_at = v_at + v.chunk_bytes;
-    const int stage_bytes = WHOLE ? k_bytes + v_bytes : v_meta_at + v.meta_bytes;
-    const int n_steps = ((int)w.u.n_tiles * STEPS - w.warp + N_WARPS - 1) / N_WARPS;
-    const uint8_t *head = pool + (size_t)w.u.head * (k_bytes + v_bytes);
-    const size_t page_bytes = (size_t)a.n_head_kv * (k_bytes + v_bytes);
-    const uint32_t *table = a.tables + w.u.table + w.u.first_tile;
-    uint32_t pages = 0; /* one lane each, of the next 32 steps */
-
-    auto fetch = [&](int step, uint8_t *stage) {
-        int nth = step * N_WARPS + w.warp, b0 = nth % STEPS * NB;
-        if (step % 32 == 0) {
-            int tile = (nth + w.lane * N_WARPS) / STEPS;
-            pages = tile < (int)w.u.n_tiles ? __ldg(table + tile) : 0;
+    tile_walk t;
+    t.k = k, t.v = v;
+    t.first = CODED ? w.u.coded : w.u.raw[0];
+    t.first = {uniform(t.first.first), uniform(t.first.n)};
+    t.second = CODED ? tile_run{0, 0} : tile_run{uniform(w.u.raw[1].first), uniform(w.u.raw[1].n)};
+    t.k_tile_bytes = CODED ? a.k_tile_bytes : TILE_TOKENS * HD * 2;
+    uint32_t head_bytes = t.k_tile_bytes + (CODED ? a.v_tile_bytes : TILE_TOKENS * HD * 2);
+    t.head = (CODED ? a.coded : a.raw) + (size_t)uniform(w.u.head) * head_bytes;
+    t.page_bytes = (size_t)a.n_head_kv * head_bytes;
+    t.table = a.tables + uniform(w.u.table);
+    t.k_stage_bytes = k.chunk_bytes + k.meta_bytes;
+    t.stage_bytes = t.k_stage_bytes + v.chunk_bytes + v.meta_bytes;
+    t.steps_per_tile = TILE_BLOCKS / nb;
+    t.n_steps = ((int)(t.first.n + t.second.n) * t.steps_per_tile - w.warp + N_WARPS - 1) / N_WARPS;
+    t.n_stages = 2 * t.stage_bytes <= (int)a.ring_bytes ? 2 : 1; /* else other warps compute while this one loads */
+    t.page = step_page(t, 0, w.warp);
+#pragma unroll
+    for (int step = 0; step < 2; step++) {
+        if (step < t.n_stages && step < t.n_steps) {
+            fetch(t, K_SIDE, step, step, ring, w.warp, w.lane);
+            fetch(t, V_SIDE, step, step, ring, w.warp, w.lane);
+            t.page = step_page(t, step + 1, w.warp);
         }
-        uint32_t page = __shfl_sync(~0u, pages, step % 32) & 0x7fffffffu;
-        const uint8_t *tile_k = head + page * page_bytes, *tile_v = tile_k + k_bytes;
-        if (WHOLE) {
-            copy_bytes(stage, tile_k, stage_bytes, w.lane);
-            return;
-        }
-        copy_bytes(stage, tile_k + (k.chunk_tokens == 64 ? 0 : b0 * 16 / k.chunk_tokens * k.chunk_bytes), k.chunk_bytes,
-                   w.lane);
-        copy_bytes(stage + v_at, tile_v + (v.chunk_tokens == 64 ? 0 : b0 * 16 / v.chunk_tokens * v.chunk_bytes),
-                   v.chunk_bytes, w.lane);
-        if (NB == 1 && !w.u.coded)
-            return;
-        copy_bytes(stage + k_meta_at, tile_k + TILE_TOKENS / k.chunk_tokens * k.chunk_bytes, k.meta_bytes, w.lane);
-        copy_bytes(stage + v_meta_at, tile_v + TILE_TOKENS / v.chunk_tokens * v.chunk_bytes, v.meta_bytes, w.lane);
-    };
+    }
+    return t;
+}
 
-    const bool two = 2 * stage_bytes <= (int)a.ring_bytes; /* else other warps compute while this one loads */
-    if (two && n_steps > 0)
-        fetch(0, w.ring);
-    commit_async();
-    for (int step = 0; step < n_steps; step++) {
-        __syncwarp(); /* the stage fetched next was read in the step before */
-        if (!two || step + 1 < n_steps)
-            fetch(step + two, w.ring + (two && step % 2 == 0 ? stage_bytes : 0));
-        commit_async();
-        if (two)
-            wait_async<1>();
-        else
-            wait_async<0>();
-        __syncwarp();
+/* Values of positions that hold nothing yet become 0 in the stage. What a lane writes only it reads. */
+__device__ __forceinline__ void clear_unwritten(uint8_t *codes, int n_left, int lane) {
+    int token = lane % 4 * 2;
+    uint32_t low = (token < n_left ? 0xffffu : 0) | (token + 1 < n_left ? 0xffff0000u : 0),
+             high = (token + 8 < n_left ? 0xffffu : 0) | (token + 9 < n_left ? 0xffff0000u : 0);
+    for (int j = 0; j < N_J; j++) {
+        uint4 *x = &reinterpret_cast<uint4 *>(codes)[32 * j + lane];
+        *x = make_uint4(x->x & low, x->y & low, x->z & high, x->w & high);
+    }
+}
 
-        const uint8_t *stage = w.ring + (two && step % 2 == 1 ? stage_bytes : 0);
-        int nth = step * N_WARPS + w.warp, b0 = nth % STEPS * NB;
-        int pos = ((w.u.first_tile + nth / STEPS) * 4 + b0) * 16;
+template <int NT, int NB, bool CODED, int KP, int VP>
+__device__ __forceinline__ void run_walk(const unit_state<NT> &w, tile_walk &t, copy_ring &ring,
+                                         output_block<HD, NT> &out) {
+    const attend_args &a = *w.a;
+    const bool late = (CODED && a.bias.n_pairs > 0) || a.softcap > 0.0f; /* logits change before they meet the maximum */
+    const bool some_masked = !CODED || !all_seen(w, w.u.coded.first * TILE_TOKENS, w.u.coded.n * TILE_TOKENS);
+    logit_line<NT> line;
+#pragma unroll
+    for (int i = 0; i < 2 * NT; i++)
+        line.scale[i / 2][i % 2] = w.cols->scale[8 * (i / 2) + w.lane % 4 * 2 + i % 2];
+    int stage = 0;
+#pragma unroll 1
+    for (int step = 0; step < t.n_steps; step++) {
+        uint8_t *k = ring.stages + stage * t.stage_bytes, *v = k + t.k_stage_bytes;
+        int b0 = NB == TILE_BLOCKS ? 0 : step_block(t, step, w.warp), next = step + t.n_stages;
         float s[NB][NT][4];
         uint32_t p[NB][NT][2];
-        score<NT, NB>(w, k.path, stage, stage + k_meta_at, b0, s);
-        cap_and_mask<NT, NB>(w, pos, s);
-        softmax<HD, NT, NB>(s, out, p);
-        uint2 keep = make_uint2(~0u, ~0u);
-        if (NB == 1 && pos + 16 > (int)w.u.end) {
-            int token = pos + w.lane % 4 * 2, end = w.u.end;
-            keep.x = (token < end ? 0xffffu : 0) | (token + 1 < end ? 0xffff0000u : 0);
-            keep.y = (token + 8 < end ? 0xffffu : 0) | (token + 9 < end ? 0xffff0000u : 0);
+#pragma unroll
+        for (int i = 0; i < 2 * NT; i++)
+            line.origin[i / 2][i % 2] = late ? 0.0f : out.max[i / 2][i % 2];
+        wait_copies(&ring.full[stage], ring.parity >> stage & 1);
+        score<KP, NT, NB>(w, t.k.path, k, k + t.k.chunk_bytes, b0, line, s);
+        __syncwarp(); /* all lanes have read K */
+        if (next < t.n_steps)
+            fetch(t, K_SIDE, next, stage, ring, w.warp, w.lane);
+        if (late || some_masked) {
+            int pos = (step_tile(t, step, w.warp) * TILE_BLOCKS + b0) * 16;
+            if (late)
+                bias_and_cap<NT, NB, CODED>(w, pos, out, s);
+            if (!all_seen(w, pos, 16 * NB))
+                mask<NT, NB>(w, pos, s);
         }
-        mix<NT, NB>(w, v.path, stage + v_at, stage + v_meta_at, b0, keep, p, out);
+        softmax<HD, NT, NB>(s, out, p);
+        wait_copies(&ring.full[2 + stage], ring.parity >> (2 + stage) & 1);
+        if (!CODED) {
+            int n_left = (int)w.u.end - (step_tile(t, step, w.warp) * TILE_BLOCKS + b0) * 16;
+            if (n_left < 16)
+                clear_unwritten(v, n_left, w.lane);
+        }
+        mix<VP, NT, NB>(w, t.v.path, v, v + t.v.chunk_bytes, b0, p, out);
+        __syncwarp(); /* all lanes have read V */
+        if (next < t.n_steps) {
+            if (!CODED)
+                order_copies();
+            fetch(t, V_SIDE, next, stage, ring, w.warp, w.lane);
+            t.page = step_page(t, next + 1, w.warp);
+        }
+        ring.parity ^= 5u << stage;
+        stage ^= t.n_stages - 1;
     }
-    wait_async<0>();
+}
+
+/* ---- from f16 tiles to encoded ones ---- */
+
+/* O as the sums over encoded tiles have it: in their basis and unit. */
+template <int NT> __device__ __forceinline__ void to_coded_basis(const tile_side &v, int lane, output_block<HD, NT> &out) {
+    constexpr int N = HD & -HD; /* element 16 j + 8 half + lane / 4 */
+    float unit = (v.rotated ? hadamard_factor<HD>() : 1.0f) / v.unit;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            float x[2 * N_J]; /* (j, half) */
+#pragma unroll
+            for (int i = 0; i < 2 * N_J; i++) {
+                x[i] = out.o[i / 2][nt][c + i % 2 * 2];
+                if (v.rotated && rotate_negative(8 * i + lane / 4))
+                    x[i] = -x[i];
+            }
+            if (v.rotated) {
+#pragma unroll
+                for (int stride = 1; stride < 8; stride *= 2)
+#pragma unroll
+                    for (int i = 0; i < 2 * N_J; i++) {
+                        float other = __shfl_xor_sync(~0u, x[i], 4 * stride);
+                        x[i] = lane / 4 & stride ? other - x[i] : x[i] + other;
+                    }
+#pragma unroll
+                for (int stride = 1; stride < N / 8; stride *= 2)
+#pragma unroll
+                    for (int i = 0; i < 2 * N_J; i++)
+                        if (!(i & stride)) {
+                            float first = x[i], second = x[i + stride];
+                            x[i] = first + second;
+                            x[i + stride] = first - second;
+                        }
+            }
+#pragma unroll
+            for (int i = 0; i < 2 * N_J; i++)
+                out.o[i / 2][nt][c + i % 2 * 2] = x[i] * unit *
+                                                  (float)(1 << (i % 2 * v.row_shift + i / 2 % 2 * v.block_shift));
+        }
 }
 
 /* ---- merging ---- */
 
-/* Column results of the block: o (columns, LD; scratch for 4 times that) in the original basis, max and sum (columns). All
- * in shared memory. */
+/* Results to be merged, in shared memory: of the warps of a block, then of units. */
+struct merge_parts {
+    float *o;         /* (part, column, LD) */
+    float *max, *sum; /* (part, column) */
+};
+
+/* What is left of a warp's registers when its tiles are done. */
 template <int NT>
-__device__ void merge_warps(const unit_state<NT> &w, const tile_side &v, output_block<HD, NT> &out, float *o,
-                            float *max_sum) {
+__device__ __forceinline__ void put_part(const unit_state<NT> &w, const tile_side &v, const output_block<HD, NT> &out,
+                                         const merge_parts &parts) {
     constexpr int N_COLS = 8 * NT;
-    float *maxes = max_sum + 2 * N_COLS, *sums = maxes + N_WARPS * N_COLS; /* (warp, column) */
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-        for (int c = 0; c < 2; c++) {
-            for (int k = 4; k < 32; k *= 2)
-                out.sum[nt][c] += __shfl_xor_sync(~0u, out.sum[nt][c], k);
-            if (w.lane < 4) {
-                maxes[w.warp * N_COLS + 8 * nt + 2 * w.lane + c] = out.max[nt][c];
-                sums[w.warp * N_COLS + 8 * nt + 2 * w.lane + c] = out.sum[nt][c];
-            }
-        }
-    __syncthreads();
-    if (threadIdx.x < N_COLS) {
-        float max = NO_MAX, sum = 0.0f;
-        for (int i = 0; i < N_WARPS; i++)
-            max = fmaxf(max, maxes[i * N_COLS + threadIdx.x]);
-        for (int i = 0; i < N_WARPS; i++)
-            sum += sums[i * N_COLS + threadIdx.x] * exp2_fast(maxes[i * N_COLS + threadIdx.x] - max);
-        max_sum[threadIdx.x] = max;
-        max_sum[N_COLS + threadIdx.x] = sum;
-    }
-    __syncthreads();
     int group = v.path == PATH_AFFINE_2_G64 ? 64 : 32;
     float zero_factor = v.offset > 0 ? -(float)v.offset : 1.0f;
-    float *mine = o + w.warp * N_COLS * LD; /* one copy per warp, then their sum */
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
 #pragma unroll
         for (int c = 0; c < 2; c++) {
-            int col = 8 * nt + w.lane % 4 * 2 + c;
-            float factor = exp2_fast(out.max[nt][c] - max_sum[col]);
+            int col = 8 * nt + w.lane % 4 * 2 + c, row = w.warp * N_COLS + col;
+            if (w.lane < 4) {
+                parts.max[row] = out.limit[nt][c] < 0.0f ? NO_MAX : out.max[nt][c];
+                parts.sum[row] = out.zero[nt][2 + c];
+            }
+            float *o = parts.o + row * LD + w.lane / 4;
 #pragma unroll
             for (int j = 0; j < N_J; j++) {
                 /* the zero of channel group g lies in row g: lane 4 g + lane % 4, the first half of rows */
                 float zero = __shfl_sync(~0u, out.zero[nt][c], 16 * j / group % 8 * 4 + w.lane % 4) * zero_factor;
-#pragma unroll
-                for (int half = 0; half < 2; half++)
-                    mine[col * LD + 16 * j + w.lane / 4 + 8 * half] = (out.o[j][nt][c + 2 * half] * v.unit + zero) * factor;
+                float unit = v.unit / (float)(1 << (j % 2 * v.block_shift));
+                o[16 * j] = out.o[j][nt][c] * unit + zero;
+                o[16 * j + 8] = out.o[j][nt][c + 2] * (unit / (float)(1 << v.row_shift)) + zero;
             }
         }
-    __syncthreads();
-    for (int i = threadIdx.x; i < N_COLS * HD; i += blockDim.x) {
-        float sum = 0.0f;
+}
+
+/* The largest maximum of a column's parts, their sum against it, and each part's factor. */
+__device__ __forceinline__ float2 merge_factors(const merge_parts &parts, int n_parts, int n_cols, int col,
+                                                float (&factors)[N_WARPS]) {
+    float max = NO_MAX, sum = 0.0f;
 #pragma unroll
-        for (int n = 0; n < N_WARPS; n++)
-            sum += o[(n * N_COLS + i / HD) * LD + i % HD];
-        o[i / HD * LD + i % HD] = sum;
+    for (int i = 0; i < N_WARPS; i++)
+        max = fmaxf(max, i < n_parts ? parts.max[i * n_cols + col] : NO_MAX);
+#pragma unroll
+    for (int i = 0; i < N_WARPS; i++) {
+        factors[i] = i < n_parts ? exp2_fast(parts.max[i * n_cols + col] - max) : 0.0f;
+        sum += i < n_parts ? parts.sum[i * n_cols + col] * factors[i] : 0.0f;
     }
-    __syncthreads();
-    if (w.u.coded && v.rotated) {
-        hadamard<HD>(o, N_COLS, LD);
-        for (int i = threadIdx.x; i < N_COLS * HD; i += blockDim.x) {
-            float value = o[i / HD * LD + i % HD] * hadamard_factor<HD>();
-            o[i / HD * LD + i % HD] = rotate_negative(i % HD) ? -value : value;
-        }
-        __syncthreads();
-    }
+    return make_float2(max, sum);
 }
 
-__device__ __forceinline__ void write_output(const attend_args &a, const attend_unit &u, int head_group, int col, int d,
-                                             float o, float max, float sum) {
-    int c = u.first_col + col, head = u.head * head_group + c % head_group;
-    if (a.sink_logits != NULL) {
-        float sink = a.sink_logits[head] * LOG2E, top = fmaxf(max, sink), scale = exp2_fast(max - top);
-        o *= scale;
-        sum = sum * scale + exp2_fast(sink - top);
-    }
-    a.o[((size_t)(u.row + c / head_group) * a.n_head + head) * HD + d] = o / sum;
-}
-
-/* The last block of an output to arrive merges the units. */
+/* The block's share of an output, for the block that merges its units. */
 template <int NT>
-__device__ void merge_units(const attend_args &a, const attend_unit &u, uint32_t unit, int head_group, float *o,
-                            const float *max_sum, bool *is_last) {
+__device__ __forceinline__ void publish(const attend_args &a, const attend_unit &u, uint32_t unit,
+                                        const merge_parts &parts) {
     constexpr int N_COLS = 8 * NT;
-    float4 *mine = reinterpret_cast<float4 *>(a.partial + (size_t)unit * N_COLS * HD);
-    float2 *mine_max = reinterpret_cast<float2 *>(a.partial_max) + (size_t)unit * N_COLS;
-    for (int i = threadIdx.x; i < (int)u.n_cols * (HD / 4); i += blockDim.x)
-        __stcg(&mine[i], *reinterpret_cast<const float4 *>(&o[i / (HD / 4) * LD + i % (HD / 4) * 4]));
-    if (threadIdx.x < u.n_cols)
-        __stcg(&mine_max[threadIdx.x], make_float2(max_sum[threadIdx.x], max_sum[N_COLS + threadIdx.x]));
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0)
-        *is_last = atomicAdd(&a.arrived[u.output], 1) == u.n_units - 1;
-    __syncthreads();
-    if (!*is_last)
-        return;
-    __threadfence();
-    if (threadIdx.x == 0)
-        a.arrived[u.output] = 0;
-    const float4 *all = reinterpret_cast<const float4 *>(a.partial + (size_t)u.first_unit * N_COLS * HD);
-    const float2 *all_max = reinterpret_cast<const float2 *>(a.partial_max) + (size_t)u.first_unit * N_COLS;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    float *maxes = o, *sums = o + N_COLS; /* of all units, per column */
-    for (int col = warp; col < (int)u.n_cols; col += N_WARPS) {
-        float max = NO_MAX, sum = 0.0f;
-        for (int n = lane; n < (int)u.n_units; n += 32)
-            max = fmaxf(max, __ldcg(&all_max[(size_t)n * N_COLS + col]).x);
-        for (int k = 16; k > 0; k /= 2)
-            max = fmaxf(max, __shfl_xor_sync(~0u, max, k));
-        for (int n = lane; n < (int)u.n_units; n += 32) {
-            float2 part = __ldcg(&all_max[(size_t)n * N_COLS + col]);
-            sum += part.y * exp2_fast(part.x - max);
-        }
-        for (int k = 16; k > 0; k /= 2)
-            sum += __shfl_xor_sync(~0u, sum, k);
-        if (lane == 0) {
-            maxes[col] = max;
-            sums[col] = sum;
-        }
-    }
-    __syncthreads();
     for (int i = threadIdx.x; i < (int)u.n_cols * (HD / 4); i += blockDim.x) {
         int col = i / (HD / 4), d = i % (HD / 4) * 4;
-        float max = maxes[col];
+        float factors[N_WARPS];
+        float2 max_sum = merge_factors(parts, N_WARPS, N_COLS, col, factors);
         float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 16
-        for (uint32_t n = 0; n < u.n_units; n++) {
-            float4 part = __ldcg(&all[(size_t)n * N_COLS * (HD / 4) + i]);
-            float factor = exp2_fast(__ldcg(&all_max[(size_t)n * N_COLS + col]).x - max);
-            value.x += factor * part.x;
-            value.y += factor * part.y;
-            value.z += factor * part.z;
-            value.w += factor * part.w;
+#pragma unroll
+        for (int n = 0; n < N_WARPS; n++) {
+            float4 part = *reinterpret_cast<const float4 *>(&parts.o[(n * N_COLS + col) * LD + d]);
+            value.x += factors[n] * part.x;
+            value.y += factors[n] * part.y;
+            value.z += factors[n] * part.z;
+            value.w += factors[n] * part.w;
         }
-        write_output(a, u, head_group, col, d, value.x, max, sums[col]);
-        write_output(a, u, head_group, col, d + 1, value.y, max, sums[col]);
-        write_output(a, u, head_group, col, d + 2, value.z, max, sums[col]);
-        write_output(a, u, head_group, col, d + 3, value.w, max, sums[col]);
+        __stcg(&reinterpret_cast<float4 *>(a.partial)[(size_t)unit * N_COLS * (HD / 4) + i], value);
+        if (d == 0)
+            __stcg(&reinterpret_cast<float2 *>(a.partial_max)[(size_t)unit * N_COLS + col], max_sum);
     }
 }
 
-template <int NT> __host__ __device__ constexpr size_t columns_bytes() {
-    return (sizeof(column_block<HD, NT>) + 127) / 128 * 128;
+/* Gathers the units of an output into parts; returns how many. */
+template <int NT>
+__device__ __forceinline__ int gather(const attend_args &a, const attend_unit &u, const merge_parts &parts) {
+    constexpr int N_COLS = 8 * NT, BATCH = 12;
+    const float4 *all = reinterpret_cast<const float4 *>(a.partial) + (size_t)u.first_unit * N_COLS * (HD / 4);
+    const float2 *all_max = reinterpret_cast<const float2 *>(a.partial_max) + (size_t)u.first_unit * N_COLS;
+    int n_vectors = u.n_cols * (HD / 4), n_parts = (int)blockDim.x / n_vectors;
+    n_parts = n_parts < 1 ? 1 : n_parts > N_WARPS ? N_WARPS : n_parts;
+    for (int i = threadIdx.x; i < n_vectors * n_parts; i += blockDim.x) {
+        int vector = i % n_vectors, part = i / n_vectors, col = vector / (HD / 4), d = vector % (HD / 4) * 4;
+        float max = NO_MAX, sum = 0.0f;
+        float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        for (int first = part; first < (int)u.n_units; first += BATCH * n_parts) {
+            float2 max_sum[BATCH]; /* all loads in flight at once */
+            float4 x[BATCH];
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                int n = first + i * n_parts < (int)u.n_units ? first + i * n_parts : part;
+                max_sum[i] = __ldcg(&all_max[(size_t)n * N_COLS + col]);
+                x[i] = __ldcg(&all[(size_t)n * N_COLS * (HD / 4) + vector]);
+            }
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                if (first + i * n_parts >= (int)u.n_units)
+                    break;
+                float top = fmaxf(max, max_sum[i].x), old = exp2_fast(max - top), factor = exp2_fast(max_sum[i].x - top);
+                value.x = value.x * old + factor * x[i].x;
+                value.y = value.y * old + factor * x[i].y;
+                value.z = value.z * old + factor * x[i].z;
+                value.w = value.w * old + factor * x[i].w;
+                sum = sum * old + factor * max_sum[i].y;
+                max = top;
+            }
+        }
+        *reinterpret_cast<float4 *>(&parts.o[(part * N_COLS + col) * LD + d]) = value;
+        if (d == 0) {
+            parts.max[part * N_COLS + col] = max;
+            parts.sum[part * N_COLS + col] = sum;
+        }
+    }
+    return n_parts;
+}
+
+/* Merges the parts, turns back what is rotated, divides. A warp per column. */
+template <int NT>
+__device__ __forceinline__ void write_output(const unit_state<NT> &w, const merge_parts &parts, int n_parts) {
+    const attend_args &a = *w.a;
+    for (int col = w.warp; col < (int)w.u.n_cols; col += N_WARPS) {
+        float factors[N_WARPS], x[PER_LANE];
+        float2 max_sum = merge_factors(parts, n_parts, 8 * NT, col, factors);
+#pragma unroll
+        for (int n = 0; n < PER_LANE; n++) {
+            x[n] = 0.0f;
+            for (int i = 0; i < n_parts && w.lane + 32 * n < HD; i++)
+                x[n] += exp2_fast(parts.max[i * 8 * NT + col] - max_sum.x) *
+                        parts.o[(i * 8 * NT + col) * LD + w.lane + 32 * n];
+        }
+        int c = w.u.first_col + col, head = w.u.head * w.head_group + c % w.head_group;
+        float factor = 1.0f, sum = max_sum.y;
+        if (a.sink_logits != NULL) {
+            float sink = a.sink_logits[head] * LOG2E, top = fmaxf(max_sum.x, sink);
+            factor = exp2_fast(max_sum.x - top);
+            sum = sum * factor + exp2_fast(sink - top);
+        }
+        if (a.v.rotated) {
+            hadamard_lanes(x, w.lane);
+            factor *= hadamard_factor<HD>();
+        }
+        float *o = a.o + ((size_t)(w.u.row + c / w.head_group) * a.n_head + head) * HD;
+#pragma unroll
+        for (int n = 0; n < PER_LANE; n++) {
+            int d = w.lane + 32 * n;
+            float value = x[n] * factor / sum;
+            if (d < HD)
+                o[d] = a.v.rotated && rotate_negative(d) ? -value : value;
+        }
+    }
+}
+
+/* ---- a unit ---- */
+
+template <int NT> struct shared_block {
+    uint64_t full[N_WARPS][4];
+    column_block<HD, NT> cols[2]; /* for f16 and for encoded tiles */
+    bool is_last;
+};
+
+template <int NT> __host__ __device__ constexpr size_t head_bytes() {
+    return (sizeof(shared_block<NT>) + 127) / 128 * 128;
 }
 
 template <int NT> __host__ __device__ inline size_t bias_bytes(uint32_t n_pairs) {
     return ((size_t)n_pairs * 2 * 8 * NT * sizeof(float) + 127) / 128 * 128;
 }
 
-template <int NT> __device__ __forceinline__ void run_unit(const attend_args &a, uint32_t unit, uint8_t *memory) {
-    constexpr int N_COLS = 8 * NT;
+/* Bytes of a path's codes of one token: of those that specialised kernels read. */
+__device__ constexpr uint32_t path_bits(int path) {
+    switch (path) {
+    case PATH_F16:
+        return 16;
+    case PATH_TOKEN_8:
+    case PATH_FP8:
+        return 8;
+    case PATH_CHANNEL_2:
+    case PATH_CHANNEL_2_G64:
+    case PATH_AFFINE_2:
+    case PATH_AFFINE_2_G64:
+    case PATH_NORMED_2:
+    case PATH_TURBO_2:
+    case PATH_TIER_2:
+        return 2;
+    case PATH_NORMED_3:
+    case PATH_TURBO_3:
+    case PATH_TIER_3:
+        return 3;
+    default:
+        return 4;
+    }
+}
+
+/* The side, with what its path implies known to the compiler. */
+template <int PATH> __device__ __forceinline__ tile_side known_side(tile_side side) {
+    if (PATH != PATH_NONE) {
+        side.path = PATH;
+        side.chunk_tokens = path_bits(PATH) == 16 ? 16 : path_bits(PATH) == 8 ? 32 : 64;
+        side.chunk_bytes = side.chunk_tokens * HD * path_bits(PATH) / 8;
+    }
+    return side;
+}
+
+template <int NT> __device__ __forceinline__ void clear_output(output_block<HD, NT> &out) {
+    clear<N_J, NT>(out.o);
+    clear<1, NT>(reinterpret_cast<float (&)[1][NT][4]>(out.zero));
+#pragma unroll
+    for (int i = 0; i < 2 * NT; i++) {
+        out.max[i / 2][i % 2] = 0.0f;
+        out.limit[i / 2][i % 2] = -INFINITY;
+    }
+}
+
+/* The encoded tiles of a unit, that start_walk was called for. */
+template <int NT, int KP, int VP>
+__device__ __forceinline__ void run_coded(const unit_state<NT> &w, tile_walk &t, int nb, copy_ring &ring,
+                                          output_block<HD, NT> &out) {
+    if constexpr (KP != PATH_NONE) {
+        constexpr int NB = takes(KP, 4) && takes(VP, 4) ? 4 : takes(KP, 2) && takes(VP, 2) ? 2 : 1;
+        run_walk<NT, NB, true, KP, VP>(w, t, ring, out);
+    } else if (nb == 4) {
+        run_walk<NT, 4, true, KP, VP>(w, t, ring, out);
+    } else if (nb == 2) {
+        run_walk<NT, 2, true, KP, VP>(w, t, ring, out);
+    } else {
+        run_walk<NT, 1, true, KP, VP>(w, t, ring, out);
+    }
+}
+
+template <int NT, int KP, int VP>
+__device__ __forceinline__ void run_unit(const attend_args &a, uint32_t unit, uint8_t *memory, copy_ring &ring,
+                                         bool is_first) {
+    shared_block<NT> *block = reinterpret_cast<shared_block<NT> *>(memory);
+    const tile_side raw = {PATH_F16, 16, 0, 16, HD * 32, 0, 0, 1.0f, 0, 0};
+    const tile_side k = known_side<KP>(a.k), v = known_side<VP>(a.v);
+    const int nb = k.chunk_tokens == 64 && v.chunk_tokens == 64 ? 4 : k.chunk_tokens == 32 && v.chunk_tokens == 32 ? 2 : 1;
     unit_state<NT> w;
     w.a = &a;
     w.u = a.units[unit];
-    w.warp = threadIdx.x / 32;
+    w.warp = uniform((int)threadIdx.x / 32);
     w.lane = threadIdx.x % 32;
     w.head_group = a.n_head / a.n_head_kv;
-    w.cols = reinterpret_cast<column_block<HD, NT> *>(memory);
-    w.bias = reinterpret_cast<float *>(memory + columns_bytes<NT>());
-    uint8_t *rings = memory + columns_bytes<NT>() + bias_bytes<NT>(a.bias.n_pairs);
-    w.ring = rings + w.warp * a.ring_bytes;
-    float *floats = reinterpret_cast<float *>(rings); /* before and after the walk the rings are free */
-    prepare_columns<NT>(a, w.u, w.head_group, floats, w.cols);
-    if (a.bias.n_pairs > 0 && w.u.coded)
+    w.bias = reinterpret_cast<float *>(memory + head_bytes<NT>());
+    bool has_raw = w.u.raw[0].n > 0, has_coded = w.u.coded.n > 0;
+    tile_walk t;
+    if (!has_raw && has_coded) /* encoded tiles are from steps before: no need to wait for the kernels of this one */
+        t = start_walk<NT, true>(w, k, v, nb, ring);
+    if (is_first)
+        wait_for_previous();
+    prepare_columns<NT>(w, has_raw, block->cols);
+    if (a.bias.n_pairs > 0 && has_coded)
         prepare_bias<NT>(w);
+    __syncthreads();
 
     output_block<HD, NT> out;
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            out.zero[nt][i] = 0.0f;
-#pragma unroll
-            for (int j = 0; j < N_J; j++)
-                out.o[j][nt][i] = 0.0f;
-        }
-        out.max[nt][0] = out.max[nt][1] = NO_MAX;
-        out.sum[nt][0] = out.sum[nt][1] = 0.0f;
+    clear_output<NT>(out);
+    if (has_raw) {
+        w.cols = &block->cols[0];
+        t = start_walk<NT, false>(w, raw, raw, 1, ring);
+        run_walk<NT, 1, false, PATH_F16, PATH_F16>(w, t, ring, out);
+        if (KP != PATH_F16)
+            to_coded_basis<NT>(v, w.lane, out);
+        order_copies();
+        __syncwarp();
+        if (has_coded)
+            t = start_walk<NT, true>(w, k, v, nb, ring);
     }
-    tile_side raw = {PATH_F16, 16, 0, 16, HD * 32, 0, 0, 1.0f};
-    tile_side k = w.u.coded ? a.k : raw, v = w.u.coded ? a.v : raw;
-#ifdef KVQ_ONLY_K /* one pair alone: a test counts its instructions */
-    k.path = KVQ_ONLY_K, v.path = KVQ_ONLY_V;
-    walk<NT, 4>(w, k, v, out);
-#else
-    if (k.chunk_tokens == 64 && v.chunk_tokens == 64)
-        walk<NT, 4>(w, k, v, out);
-    else if (k.chunk_tokens == 32 && v.chunk_tokens == 32)
-        walk<NT, 2>(w, k, v, out);
-    else
-        walk<NT, 1>(w, k, v, out);
-#endif
-    __syncthreads();
-    float *max_sum = floats + N_WARPS * N_COLS * LD;
-    merge_warps<NT>(w, v, out, floats, max_sum);
-    if (w.u.n_units == 1) {
-        for (int i = threadIdx.x; i < (int)w.u.n_cols * HD; i += blockDim.x)
-            write_output(a, w.u, w.head_group, i / HD, i % HD, floats[i / HD * LD + i % HD], max_sum[i / HD],
-                         max_sum[N_COLS + i / HD]);
-    } else {
-        merge_units<NT>(a, w.u, unit, w.head_group, floats, max_sum,
-                        reinterpret_cast<bool *>(max_sum + (2 + 2 * N_WARPS) * N_COLS));
+    if (has_coded) {
+        w.cols = &block->cols[1];
+        run_coded<NT, KP, VP>(w, t, nb, ring, out);
     }
+    __syncthreads(); /* the rings are free: the parts lie there */
+    float *floats = reinterpret_cast<float *>(memory + head_bytes<NT>() + bias_bytes<NT>(a.bias.n_pairs));
+    constexpr int N_ROWS = N_WARPS * 8 * NT;
+    merge_parts parts = {floats + 2 * N_ROWS, floats, floats + N_ROWS};
+    put_part<NT>(w, v, out, parts);
     __syncthreads();
+    int n_parts = N_WARPS;
+    if (w.u.n_units > 1) {
+        publish<NT>(a, w.u, unit, parts);
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0)
+            block->is_last = atomicAdd(&a.arrived[w.u.output], 1) == w.u.n_units - 1;
+        __syncthreads();
+        if (!block->is_last)
+            return;
+        __threadfence();
+        if (threadIdx.x == 0)
+            a.arrived[w.u.output] = 0;
+        n_parts = gather<NT>(a, w.u, parts);
+        __syncthreads();
+    }
+    write_output<NT>(w, parts, n_parts);
 }
 
-template <int NT>
-__global__ void __launch_bounds__(32 * N_WARPS, NT == 1 && HD <= 128 ? 4
-                                                : HD * NT <= 256 ? 2
-                                                                 : 1) attend_kernel(const __grid_constant__ attend_args a) {
+template <int NT, int KP, int VP>
+__global__ void __launch_bounds__(32 * N_WARPS, HD *NT <= 128 ? 2 : 1)
+    attend_kernel(const __grid_constant__ attend_args a) {
     let_next_start();
-    wait_for_previous();
-    for (uint32_t unit = blockIdx.x; unit < *a.n_units; unit += gridDim.x)
-        run_unit<NT>(a, unit, shared_memory());
+    uint8_t *memory = shared_memory();
+    int warp = uniform((int)threadIdx.x / 32);
+    copy_ring ring = {memory + head_bytes<NT>() + bias_bytes<NT>(a.bias.n_pairs) + warp * a.ring_bytes,
+                      reinterpret_cast<shared_block<NT> *>(memory)->full[warp], 0};
+    if (threadIdx.x % 32 == 0)
+        for (int i = 0; i < 4; i++)
+            init_copies(&ring.full[i]);
+    __syncwarp();
+    if (blockIdx.x >= *a.n_units)
+        wait_for_previous();
+    for (uint32_t unit = blockIdx.x; unit < *a.n_units; unit += gridDim.x) {
+        run_unit<NT, KP, VP>(a, unit, memory, ring, unit == blockIdx.x);
+        order_copies();
+        __syncthreads(); /* the next unit overwrites columns and rings */
+    }
 }
 
-/* Columns, their products with the key bias, then the rings, where the merge has its scratch as well. */
-template <int NT> size_t shared_bytes(uint32_t ring_bytes, uint32_t n_pairs) {
-    size_t merge = (N_WARPS * 8 * NT * LD + (2 + 2 * N_WARPS) * 8 * NT + 4) * sizeof(float),
-           rings = N_WARPS * (size_t)ring_bytes;
-    return columns_bytes<NT>() + bias_bytes<NT>(n_pairs) + (merge > rings ? merge : rings);
+/* ---- launches ---- */
+
+typedef void (*kernel)(attend_args);
+
+kernel kernel_for(int n_tiles, uint32_t k_path, uint32_t v_path) {
+    if (n_tiles == 2)
+        return attend_kernel<2, PATH_NONE, PATH_NONE>;
+#if KVQ_HEAD_DIM == 64 || KVQ_HEAD_DIM == 128 /* of most models */
+#define PAIR(k, v)                                                                                                         \
+    if (k_path == PATH_##k && v_path == PATH_##v)                                                                          \
+        return attend_kernel<1, PATH_##k, PATH_##v>;
+    EACH_PAIR(PAIR)
+#endif
+    return attend_kernel<1, PATH_NONE, PATH_NONE>;
 }
 
-template <int NT> cudaError_t launch_for(const attend_args *args, uint32_t n_blocks, cudaStream_t stream) {
-    size_t shared = shared_bytes<NT>(args->ring_bytes, args->bias.n_pairs);
-    return launch(attend_kernel<NT>, dim3(n_blocks), 32 * N_WARPS, shared, stream, *args);
-}
-
-template <int NT> int blocks_per_sm(uint32_t ring_bytes, uint32_t n_pairs) {
-    int n = 0;
-    size_t shared = shared_bytes<NT>(ring_bytes, n_pairs);
-    if (cudaFuncSetAttribute(attend_kernel<NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) != cudaSuccess ||
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, attend_kernel<NT>, 32 * N_WARPS, shared) != cudaSuccess)
-        return 0;
-    return n;
+/* Barriers and columns, their products with the key bias, then the rings, where the merge has its parts as well. */
+size_t shared_bytes(int n_tiles, uint32_t ring_bytes, uint32_t n_pairs) {
+    size_t parts = (size_t)N_WARPS * 8 * n_tiles * (LD + 2) * sizeof(float), rings = N_WARPS * (size_t)ring_bytes;
+    return (n_tiles == 1 ? head_bytes<1>() + bias_bytes<1>(n_pairs) : head_bytes<2>() + bias_bytes<2>(n_pairs)) +
+           (parts > rings ? parts : rings);
 }
 
 } // namespace
@@ -637,15 +881,23 @@ template <int NT> int blocks_per_sm(uint32_t ring_bytes, uint32_t n_pairs) {
 #define NAME1(name, hd) NAME2(name, hd)
 
 /* n_tiles: column tiles of 8, 1 or 2. Returns 0 if the GPU cannot hold a block. */
-extern "C" int NAME1(kvq_cuda_attend_blocks, KVQ_HEAD_DIM)(int n_tiles, uint32_t ring_bytes, uint32_t n_pairs) {
-    return n_tiles == 1 ? blocks_per_sm<1>(ring_bytes, n_pairs) : blocks_per_sm<2>(ring_bytes, n_pairs);
+extern "C" int NAME1(kvq_cuda_attend_blocks, KVQ_HEAD_DIM)(int n_tiles, uint32_t k_path, uint32_t v_path,
+                                                           uint32_t ring_bytes, uint32_t n_pairs) {
+    int n = 0;
+    size_t shared = shared_bytes(n_tiles, ring_bytes, n_pairs);
+    kernel f = kernel_for(n_tiles, k_path, v_path);
+    if (cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) != cudaSuccess ||
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, f, 32 * N_WARPS, shared) != cudaSuccess)
+        return 0;
+    return n;
 }
 
 extern "C" cudaError_t NAME1(kvq_cuda_attend_launch, KVQ_HEAD_DIM)(int n_tiles, const attend_args *args, uint32_t n_blocks,
                                                                    cudaStream_t stream) {
-    return n_tiles == 1 ? launch_for<1>(args, n_blocks, stream) : launch_for<2>(args, n_blocks, stream);
+    size_t shared = shared_bytes(n_tiles, args->ring_bytes, args->bias.n_pairs);
+    return launch(kernel_for(n_tiles, args->k.path, args->v.path), dim3(n_blocks), 32 * N_WARPS, shared, stream, *args);
 }
 
 extern "C" cudaError_t NAME1(kvq_cuda_attend_attributes, KVQ_HEAD_DIM)(cudaFuncAttributes *out) {
-    return cudaFuncGetAttributes(out, attend_kernel<1>);
+    return cudaFuncGetAttributes(out, attend_kernel<1, PATH_NONE, PATH_NONE>);
 }

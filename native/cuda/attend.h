@@ -10,7 +10,7 @@
 uint32_t attend_ring_bytes(uint32_t head_dim, const tile_side *k, const tile_side *v);
 /* n_tiles: column tiles of 8, 1 or 2; n_pairs: of the key bias. 0 if there is no kernel for the head_dim, or no room for
  * it. */
-int attend_blocks_per_sm(uint32_t head_dim, int n_tiles, uint32_t ring_bytes, uint32_t n_pairs);
+int attend_blocks_per_sm(uint32_t head_dim, int n_tiles, const tile_side *k, const tile_side *v, uint32_t n_pairs);
 cudaError_t attend_launch(uint32_t head_dim, int n_tiles, const attend_args *args, uint32_t n_blocks, cudaStream_t stream);
 cudaError_t attend_attributes(uint32_t head_dim, cudaFuncAttributes *out);
 

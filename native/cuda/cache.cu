@@ -187,7 +187,7 @@ static void attend_short(cuda_backend *c, const kvq_attention *t, uint32_t longe
     shape.head_group = t->n_head / kv->n_head_kv;
     shape.n_cols = longest * shape.head_group <= 8 ? 8 : 16;
     a.ring_bytes = attend_ring_bytes(kv->head_dim, &a.k, &a.v);
-    int per_sm = attend_blocks_per_sm(kv->head_dim, shape.n_cols / 8, a.ring_bytes, a.bias.n_pairs);
+    int per_sm = attend_blocks_per_sm(kv->head_dim, shape.n_cols / 8, &a.k, &a.v, a.bias.n_pairs);
     if (per_sm == 0) {
         c->refusal = "attention: a head_dim that the GPU has no kernel for";
         return;

@@ -29,10 +29,15 @@ static const known table[] = {
     {false, 2, 64, FAMILY_TIER, PATH_TIER_2, PATH_NONE, 0},
 };
 
-/* Codes of 2 and 4 bits stay shifted up in V's fragments, all of these are f16 subnormals: times 2^-24. Levels are not. */
-static float unit_of(const known *k) {
-    bool halfs = k->bits == 16 || has_levels(k->family) || k->family == FAMILY_FP8;
-    return halfs ? 1.0f : k->bits == 4 ? 0x1p20f : k->bits == 2 ? 0x1p18f : 0x1p24f;
+/* Levels are half floats. Codes are f16 subnormals, and those of 2 and 4 bits stay shifted up; see tile.h. */
+static void describe_products(const known *k, tile_side *side) {
+    if (k->family == FAMILY_TURBO && k->bits == 2)
+        side->unit = LEVEL_UNIT_2;
+    if (k->bits == 16 || has_levels(k->family) || k->family == FAMILY_FP8)
+        return;
+    side->unit = 0x1p24f;
+    side->row_shift = k->bits == 4 ? 4 : k->bits == 2 ? 2 : 0;
+    side->block_shift = k->bits == 2 ? 4 : 0;
 }
 
 bool describe_codec(const kvq_codec *codec, uint32_t head_dim, tile_side *side, tile_format *format) {
@@ -48,7 +53,8 @@ bool describe_codec(const kvq_codec *codec, uint32_t head_dim, tile_side *side, 
         uint32_t chunk_tokens = k.bits == 16 ? 16 : k.bits == 8 ? 32 : 64;
         uint32_t chunk_bytes = chunk_tokens * head_dim * k.bits / 8, whole = (meta_bytes + 15) / 16 * 16;
         *side = tile_side{
-            is_k ? k.k_path : k.v_path, k.bits, k.offset, chunk_tokens, chunk_bytes, whole, k.rotated, unit_of(&k)};
+            is_k ? k.k_path : k.v_path, k.bits, k.offset, chunk_tokens, chunk_bytes, whole, k.rotated, 1.0f, 0, 0};
+        describe_products(&k, side);
         *format = tile_format{k.family, k.bits, group, is_k, k.rotated};
         return true;
     }

@@ -35,14 +35,22 @@ typedef struct tile_side { /* of K or V of a layer */
     uint32_t chunk_bytes;
     uint32_t meta_bytes; /* scales, after 64 / chunk_tokens chunks */
     uint32_t rotated;
-    float unit; /* V: what a sum of probabilities times codes, as the tensor cores see them, is to be multiplied by */
+    /* V: what a sum of probabilities times codes, as the tensor cores see them, is to be multiplied by, divided by
+     * 2^row_shift in rows 8-15 of a block of 16 channels and by 2^block_shift in every other block. */
+    float unit;
+    uint32_t row_shift, block_shift;
 } tile_side;
 
-/* A run of tiles of one KV head, all f16 or all encoded, against up to 8 NT columns (query token, query head). */
+typedef struct tile_run {
+    uint32_t first, n;
+} tile_run;
+
+/* Tiles of one KV head, up to two runs of f16 tiles and one of encoded ones, against up to 8 NT columns (query token, query
+ * head). */
 typedef struct attend_unit {
     uint32_t table; /* where the span's page table starts, in entries */
-    uint32_t first_tile, n_tiles;
-    uint32_t head, coded;
+    tile_run raw[2], coded;
+    uint32_t head;
     uint32_t row, first_col, n_cols; /* first row of the span; columns of this unit, of n_tokens x head_group */
     uint32_t pos, end;               /* position of the span's first token; positions from end on hold nothing yet */
     uint32_t output;                 /* units with the same output are merged */

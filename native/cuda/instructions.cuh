@@ -77,10 +77,88 @@ __device__ __forceinline__ int opaque(int x) {
     return x;
 }
 
+/* x, but for the compiler something else in each lane: a constant that instructions without uniform operands use often
+ * stays in a register instead of being moved there each time. */
+__device__ __forceinline__ uint32_t per_lane(uint32_t x) {
+    uint32_t lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return x + (lane >> 5);
+}
+
+/* x, which is the same in all lanes: the compiler keeps what follows from it once per warp. */
+template <typename T> __device__ __forceinline__ T uniform(T x) {
+    return __shfl_sync(~0u, x, 0);
+}
+
 /* The shared memory that a launch asks for. */
 __device__ __forceinline__ uint8_t *shared_memory() {
     extern __shared__ __align__(128) uint8_t memory[];
     return memory;
+}
+
+/*
+ * Copies of a warp from global to shared memory, counted by a barrier in shared memory: the copy engine's from compute
+ * capability 9.0 on, else 16 bytes a lane. Phases of a barrier complete in turn, the first has parity 0.
+ */
+__device__ __forceinline__ uint32_t shared_address(const void *shared) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+__device__ __forceinline__ void init_copies(uint64_t *full) { /* by one lane */
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(full)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#else
+    asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(shared_address(full)) : "memory");
+#endif
+}
+
+/* What threads wrote to shared memory comes before copies that a lane starts after a barrier. */
+__device__ __forceinline__ void order_copies() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+/* Two runs of bytes, their lengths multiples of 16, the second may be 0: one phase. By all lanes. */
+__device__ __forceinline__ void start_copies(uint64_t *full, int lane, uint8_t *to, const uint8_t *a, uint32_t n_a,
+                                             const uint8_t *b, uint32_t n_b) {
+#if __CUDA_ARCH__ >= 900
+    if (lane != 0)
+        return;
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(full)), "r"(n_a + n_b)
+                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+        "l"(a), "r"(n_a), "r"(shared_address(full))
+        : "memory");
+    if (n_b > 0)
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                         shared_address(to) + n_a),
+                     "l"(b), "r"(n_b), "r"(shared_address(full))
+                     : "memory");
+#else
+    for (uint32_t i = lane * 16; i < n_a + n_b; i += 512)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to) + i),
+                     "l"(i < n_a ? a + i : b + (i - n_a))
+                     : "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(full)) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_copies(uint64_t *full, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+#if __CUDA_ARCH__ >= 900
+                 "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+#else
+                 "mbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n"
+#endif
+                 "@!done bra again;\n"
+                 "}\n" ::"r"(shared_address(full)),
+                 "r"(parity)
+                 : "memory");
 }
 
 /* 16 bytes from global to shared memory, past L1. */

@@ -3,10 +3,10 @@
  * half floats in registers:
  *
  *   codebook, e2m1   two byte permutations (of the low and the high bytes of a table of eight halves) give four values, two
- *                    more put them into two fragment registers: 1.2 instructions per element at 2 bits, 1.6 at 3, 2.1 at 4
- *                    (whose sign is shifted in) and 1.9 for e2m1, whose low bytes are 0
- *   e4m3             an e4m3 is the half of 2^-8 times its value without 4 low bits and an exponent bit: two shifts, two
- *                    ANDs for two
+ *                    more put them into two fragment registers: 1.6 instructions per element at 3 bits, 2.1 at 4 (whose
+ * sign is shifted in) and 1.9 for e2m1, whose low bytes are 0 2 bits           sign and magnitude: a shift, an AND and an
+ * OR of a mantissa for two, see tile.h e4m3             an e4m3 is the half of 2^-8 times its value without 4 low bits and
+ * an exponent bit: two shifts, two ANDs for two
  *
  * Scales: of a token (turbo) into S and P; of a token and 16 channels (nvfp4) into S, after each product, and P, before it;
  * of a tile into S and into the tile's share of O (nvfp4) or P (fp8, a power of two).
@@ -24,25 +24,36 @@ template <int CODES> struct level_traits {
     static constexpr bool PER_TILE = CODES == E2M1 || CODES == E4M3; /* a float scale follows the tile's other scales */
 };
 
-/* Low and high bytes of eight halves: kv/turbo.c's centroids, the magnitudes of 4 bits; e2m1's magnitudes. */
-template <int CODES> __device__ __forceinline__ void look_up(uint32_t selector, uint32_t &low, uint32_t &high) {
-    if constexpr (CODES == TURBO_2) {
-        low = permute_bytes(0x0b3f3f0bu, 0, selector);
-        high = permute_bytes(0x3e37b7beu, 0, selector);
-    } else if constexpr (CODES == TURBO_3) {
-        low = permute_bytes(0xd80c604eu, 0x4e600cd8u, selector);
-        high = permute_bytes(0xb3babdc0u, 0x403d3a33u, selector);
-    } else if constexpr (CODES == TURBO_4) {
-        low = permute_bytes(0x8a41351cu, 0x77237906u, selector);
-        high = permute_bytes(0x3b393630u, 0x41403e3du, selector);
-    } else {
-        low = 0;
-        high = permute_bytes(0x3e3c3800u, 0x46444240u, selector);
+/* Low and high bytes of eight halves, in registers. */
+struct level_table {
+    uint32_t low[2], high[2];
+};
+
+/* kv/turbo.c's centroids, the magnitudes of 4 bits; e2m1's magnitudes, whose low bytes are 0. */
+template <int CODES> __device__ __forceinline__ level_table make_table() {
+    level_table t = {};
+    if constexpr (CODES == TURBO_3)
+        t = {{0xd80c604eu, 0x4e600cd8u}, {0xb3babdc0u, 0x403d3a33u}};
+    if constexpr (CODES == TURBO_4)
+        t = {{0x8a41351cu, 0x77237906u}, {0x3b393630u, 0x41403e3du}};
+    if constexpr (CODES == E2M1)
+        t = {{0, 0}, {0x3e3c3800u, 0x46444240u}};
+    if constexpr (CODES == TURBO_2)
+        t.low[0] = per_lane(0x84008400u); /* sign and magnitude */
+    for (int i = 0; i < 2 && CODES != TURBO_2 && CODES != E4M3; i++) {
+        t.high[i] = per_lane(t.high[i]);
+        t.low[i] = CODES == E2M1 ? 0 : per_lane(t.low[i]);
     }
+    return t;
+}
+
+__device__ __forceinline__ uint32_t shifted(uint32_t x, int left) {
+    return left >= 0 ? x << left : x >> -left;
 }
 
 /* a[r][b]: the fragment registers of token blocks b0 .. b0 + NB - 1, as half floats. */
-template <int CODES, int NB> __device__ __forceinline__ void level_halfs(const uint32_t *w, int b0, uint32_t (&a)[4][NB]) {
+template <int CODES, int NB>
+__device__ __forceinline__ void level_halfs(const level_table &t, const uint32_t *w, int b0, uint32_t (&a)[4][NB]) {
     constexpr int BITS = level_traits<CODES>::BITS;
     constexpr uint32_t SIGNS = 0x80008000u, EVEN = 0x6240u, ODD = 0x7351u; /* blocks of a pair, from { low, high } bytes */
 #pragma unroll
@@ -52,32 +63,37 @@ template <int CODES, int NB> __device__ __forceinline__ void level_halfs(const u
             a[r][0] = (x << 8 & SIGNS) | (x << 7 & 0x3f803f80u);
             if constexpr (NB == 2)
                 a[r][1] = (x & SIGNS) | (x >> 1 & 0x3f803f80u);
+        } else if constexpr (BITS == 2) {
+#pragma unroll
+            for (int b = 0; b < NB; b++) {
+                int left = 2 * (4 * (r % 2) + (NB == 1 ? b0 : b));
+                uint32_t x = w[r / 2] << left | (left > 10 ? w[r / 2] >> (32 - left) : 0);
+                a[r][b] = (x & t.low[0]) | LEVEL_MANTISSA * 0x00010001u;
+            }
         } else {
-            uint32_t selector;
-            if constexpr (BITS == 2)
-                selector = w[r / 2] >> 2 * (r % 2) & 0x33333333u;
-            else if constexpr (BITS == 3)
+            uint32_t selector, low = 0, high = 0;
+            if constexpr (BITS == 3)
                 selector = (w[r / 2] >> 2 * (r % 2) & 0x33333333u) | (shifted(w[2], 2 - r) & 0x44444444u);
             else
                 selector = w[r] & 0x77777777u;
-            uint32_t low, high;
-            if constexpr (NB == 1) {
-                look_up<CODES>(selector >> 16 * (b0 / 2), low, high);
-                a[r][0] = permute_bytes(low, high, b0 % 2 ? ODD : EVEN);
-                if constexpr (level_traits<CODES>::SIGNED)
-                    a[r][0] |= w[r] << (12 - 4 * b0) & SIGNS;
-            } else {
 #pragma unroll
-                for (int b = 0; b < NB; b++) {
-                    if (b % 2 == 0)
-                        look_up<CODES>(selector >> 8 * b, low, high);
-                    a[r][b] = permute_bytes(low, high, b % 2 ? ODD : EVEN);
-                    if constexpr (level_traits<CODES>::SIGNED)
-                        a[r][b] |= w[r] << (12 - 4 * b) & SIGNS;
+            for (int b = 0; b < NB; b++) {
+                int block = NB == 1 ? b0 : b;
+                if (NB == 1 || b % 2 == 0) {
+                    low = CODES == E2M1 ? 0 : permute_bytes(t.low[0], t.low[1], selector >> 16 * (block / 2));
+                    high = permute_bytes(t.high[0], t.high[1], selector >> 16 * (block / 2));
                 }
+                a[r][b] = permute_bytes(low, high, block % 2 ? ODD : EVEN);
+                if constexpr (level_traits<CODES>::SIGNED)
+                    a[r][b] |= w[r] << (12 - 4 * block) & SIGNS;
             }
         }
     }
+}
+
+/* What a code of the tensor cores is to be multiplied by. */
+template <int CODES> __device__ constexpr float level_unit() {
+    return CODES == TURBO_2 ? LEVEL_UNIT_2 : 1.0f;
 }
 
 /* Two e4m3 scales of four bytes as halves, times 2^-8: of bytes 0 and 2, or of 1 and 3. */
@@ -95,22 +111,18 @@ template <int HD, int CODES> __device__ __forceinline__ float tile_scale(const u
 }
 
 /* meta: turbo (block, row % 8, row / 8) half; nvfp4: see nvfp4_scale_place, then a float; fp8: a float */
-template <int HD, int NT, int NB, int CODES>
+template <int HD, int NT, int NB, int CODES, int UNROLL>
 __device__ __forceinline__ void score_levels(const uint8_t *codes, const uint8_t *meta, int b0,
-                                             const column_block<HD, NT> *cols, int lane, float (&s)[NB][NT][4]) {
+                                             const column_block<HD, NT> *cols, int lane, const logit_line<NT> &line,
+                                             float (&s)[NB][NT][4]) {
     constexpr int N_J = HD / 16, BITS = level_traits<CODES>::BITS, W = words_per_lane<BITS>::N;
-#pragma unroll
-    for (int b = 0; b < NB; b++)
-#pragma unroll
-        for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                s[b][nt][i] = 0.0f;
-#pragma unroll(CODES == E2M1 ? 1 : 2)
+    const level_table table = make_table<CODES>();
+    clear<NB, NT>(s);
+#pragma unroll(UNROLL)
     for (int j = 0; j < N_J; j++) {
         uint32_t w[W], a[4][NB];
-        load_words<BITS>(codes, j, N_J, b0, lane, w);
-        level_halfs<CODES, NB>(w, b0, a);
+        load_words<BITS>(codes, j, lane, w);
+        level_halfs<CODES, NB>(table, w, b0, a);
         [[maybe_unused]] uint2 scales;
         if constexpr (CODES == E2M1)
             scales = reinterpret_cast<const uint2 *>(meta)[j * 8 + lane / 4];
@@ -145,34 +157,37 @@ __device__ __forceinline__ void score_levels(const uint8_t *codes, const uint8_t
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                s[b][nt][i] *= i < 2 ? scale.x : scale.y;
+                s[b][nt][i] = s[b][nt][i] * ((i < 2 ? scale.x : scale.y) * (line.scale[nt][i & 1] * level_unit<CODES>())) -
+                              line.origin[nt][i & 1];
     }
 }
 
-/* meta: turbo (block, lane % 4, col / 8, col % 2) half; nvfp4 and fp8 as above */
+/* meta: turbo (lane % 4, block, col / 8, col % 2) half; nvfp4 and fp8 as above */
 template <int HD, int NT, int NB, int CODES>
 __device__ __forceinline__ void mix_levels(const uint8_t *codes, const uint8_t *meta, int b0,
                                            const uint32_t (&p)[NB][NT][2], int lane, output_block<HD, NT> &out) {
     constexpr int N_J = HD / 16, BITS = level_traits<CODES>::BITS, W = words_per_lane<BITS>::N;
+    const level_table table = make_table<CODES>();
+    uint2 scale[NB];
     uint32_t ps[NB][NT][2];
+    if constexpr (!level_traits<CODES>::PER_TILE)
+        load_token_scales<NB>(meta, lane % 4, b0, scale);
 #pragma unroll
     for (int b = 0; b < NB; b++) {
-        uint2 scale = make_uint2(0, 0);
         if constexpr (CODES == E4M3) /* a power of two */
-            scale.x = scale.y = pack_halfs(tile_scale<HD, CODES>(meta), tile_scale<HD, CODES>(meta));
-        else if constexpr (CODES != E2M1)
-            scale = reinterpret_cast<const uint2 *>(meta)[(b0 + b) * 4 + lane % 4];
+            scale[b].x = scale[b].y = pack_halfs(tile_scale<HD, CODES>(meta), tile_scale<HD, CODES>(meta));
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
-            ps[b][nt][0] = CODES == E2M1 ? p[b][nt][0] : mul_halfs(p[b][nt][0], scale.x);
-            ps[b][nt][1] = CODES == E2M1 ? p[b][nt][1] : mul_halfs(p[b][nt][1], scale.y);
+            mma(out.zero[nt], 0, HALF_ONES, 0, HALF_ONES, p[b][nt][0], p[b][nt][1]);
+            ps[b][nt][0] = CODES == E2M1 ? p[b][nt][0] : mul_halfs(p[b][nt][0], scale[b].x);
+            ps[b][nt][1] = CODES == E2M1 ? p[b][nt][1] : mul_halfs(p[b][nt][1], scale[b].y);
         }
     }
 #pragma unroll
     for (int j = 0; j < N_J; j++) {
         uint32_t w[W], a[4][NB];
-        load_words<BITS>(codes, j, N_J, b0, lane, w);
-        level_halfs<CODES, NB>(w, b0, a);
+        load_words<BITS>(codes, j, lane, w);
+        level_halfs<CODES, NB>(table, w, b0, a);
         float c[NT][4];
 #pragma unroll
         for (int i = 0; i < NT * 4; i++)

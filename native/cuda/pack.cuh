@@ -10,7 +10,7 @@ __device__ inline void pack_codes(const tile_format &f, int head_dim, const uint
         uint32_t code = codes[i], token = i / head_dim, channel = i % head_dim;
         if (has_levels(f.family)) {
             level_place place = place_level(f.is_k, f.bits, head_dim, token, channel);
-            code = f.family == FAMILY_TURBO && f.bits == 4 ? sign_magnitude(code) : code;
+            code = f.family == FAMILY_TURBO && f.bits != 3 ? sign_magnitude(f.bits, code) : code;
             atomicOr(&words[place.word], (code & ((1u << place.n_low) - 1)) << place.bit);
             if (f.bits > place.n_low)
                 atomicOr(&words[place.top_word], (code >> place.n_low) << place.top_bit);
@@ -31,7 +31,7 @@ __device__ inline void unpack_codes(const tile_format &f, int head_dim, const ui
         uint32_t code, token = i / head_dim, channel = i % head_dim;
         if (has_levels(f.family)) {
             code = get_level(words, place_level(f.is_k, f.bits, head_dim, token, channel), f.bits);
-            code = f.family == FAMILY_TURBO && f.bits == 4 ? from_sign_magnitude(code) : code;
+            code = f.family == FAMILY_TURBO && f.bits != 3 ? from_sign_magnitude(f.bits, code) : code;
         } else if (f.family == FAMILY_TIER) {
             code = get_code(words, place_tiered(f.bits, head_dim, token, channel), tier_bits(f.bits, head_dim, channel));
         } else {

@@ -31,45 +31,64 @@ __device__ __forceinline__ uint32_t both(float x) {
 
 /* ---- codes ---- */
 
+/* V of 2 bits lies in pairs of channel blocks. */
+__device__ __forceinline__ void load_pair(const uint8_t *codes, lane_place at, fragments &a) {
+    if (at.j % 2 == 0 && at.j + 1 == at.n_j) {
+        unpack_pair<4, 1>(codes, at.j, 0, at.lane, reinterpret_cast<uint32_t (&)[1][4][4]>(a));
+        return;
+    }
+    uint32_t two[2][4][4];
+    unpack_pair<4, 2>(codes, at.j / 2 * 2, 0, at.lane, two);
+    EACH_REGISTER(r, b)
+    a[r][b] = at.j % 2 == 0 ? two[0][r][b] : two[1][r][b];
+}
+
 /* Codes minus offset, as half floats: with 0x6400 they are 1024 more. */
-template <int BITS>
+template <bool IS_K, int BITS>
 __device__ __forceinline__ void load_integers(const uint8_t *codes, lane_place at, float offset, fragments &a) {
     if constexpr (BITS == 8) {
 #pragma unroll
         for (int pair = 0; pair < 2; pair++) {
             uint32_t w[4];
-            load_words<8>(codes + pair * at.n_j * 512, at.j, at.n_j, 0, at.lane, w);
+            load_words<8>(codes + pair * at.n_j * 512, at.j, at.lane, w);
 #pragma unroll
             for (int i = 0; i < 8; i++)
                 a[i / 2][2 * pair + i % 2] = w[i / 2] >> 8 * (i % 2) & 0x00ff00ffu;
         }
+    } else if constexpr (BITS == 2 && !IS_K) {
+        load_pair(codes, at, a);
     } else {
         uint32_t w[words_per_lane<BITS>::N];
-        load_words<BITS>(codes, at.j, at.n_j, 0, at.lane, w);
-        unpack<BITS, 4, false>(w, 0, a);
+        load_words<BITS>(codes, at.j, at.lane, w);
+        unpack<BITS, 4>(w, 0, a);
     }
     EACH_REGISTER(r, b) {
-        float unit = 1.0f / (float)(1 << k_shift<BITS>(b));
+        float unit = 1.0f / (float)(1 << (IS_K ? k_shift<BITS, 4>(b, r % 2) : v_shift<BITS>(at.j, r % 2)));
         a[r][b] = fma_halfs(a[r][b] | 0x64006400u, both(unit), both(-1024.0f * unit - offset));
     }
 }
 
 template <int CODES> __device__ __forceinline__ void load_levels(const uint8_t *codes, lane_place at, fragments &a) {
     constexpr int BITS = level_traits<CODES>::BITS;
+    const level_table table = make_table<CODES>();
     if constexpr (BITS == 8) {
 #pragma unroll
         for (int pair = 0; pair < 2; pair++) {
             uint32_t w[4], two[4][2];
-            load_words<8>(codes + pair * at.n_j * 512, at.j, at.n_j, 0, at.lane, w);
-            level_halfs<CODES, 2>(w, 0, two);
+            load_words<8>(codes + pair * at.n_j * 512, at.j, at.lane, w);
+            level_halfs<CODES, 2>(table, w, 0, two);
 #pragma unroll
             for (int i = 0; i < 8; i++)
                 a[i / 2][2 * pair + i % 2] = two[i / 2][i % 2];
         }
     } else {
         uint32_t w[words_per_lane<BITS>::N];
-        load_words<BITS>(codes, at.j, at.n_j, 0, at.lane, w);
-        level_halfs<CODES, 4>(w, 0, a);
+        load_words<BITS>(codes, at.j, at.lane, w);
+        level_halfs<CODES, 4>(table, w, 0, a);
+    }
+    if constexpr (CODES == TURBO_2) {
+        EACH_REGISTER(r, b)
+        a[r][b] = mul_halfs(a[r][b], both(LEVEL_UNIT_2));
     }
 }
 
@@ -106,13 +125,17 @@ __device__ __forceinline__ void multiply_all(fragments &a, float factor) {
 
 template <int BITS, int GROUPS>
 __device__ __forceinline__ void k_by_channel(const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
-    load_integers<BITS>(codes, at, 0.0f, a);
-    const uint2 *scales = reinterpret_cast<const uint2 *>(meta) + at.lane % 4;
+    load_integers<true, BITS>(codes, at, 0.0f, a);
+    const uint4 *affine = reinterpret_cast<const uint4 *>(meta) + (at.j * 4 + at.lane % 4) * GROUPS;
+    uint4 zero = affine[GROUPS - 1], scale = affine[0];
 #pragma unroll
-    for (int b = 0; b < 4; b++) {
-        int g = GROUPS == 2 ? b / 2 : 0;
-        multiply_add_cols(a, b, scales[(2 * g * at.n_j + at.j) * 4], scales[((2 * g + 1) * at.n_j + at.j) * 4]);
-    }
+    for (int b = 0; b < 4; b++)
+        if (GROUPS == 1)
+            multiply_add_cols(a, b, make_uint2(zero.y, zero.w), make_uint2(zero.x, zero.z));
+        else if (b < 2)
+            multiply_add_cols(a, b, make_uint2(scale.x, scale.y), make_uint2(zero.x, zero.z));
+        else
+            multiply_add_cols(a, b, make_uint2(scale.z, scale.w), make_uint2(zero.y, zero.w));
 }
 
 template <int BITS>
@@ -126,12 +149,12 @@ __device__ __forceinline__ void k_normed(const uint8_t *codes, const uint8_t *me
 
 template <int BITS, int OFFSET>
 __device__ __forceinline__ void k_by_token(const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
-    load_integers<BITS>(codes, at, OFFSET, a);
+    load_integers<true, BITS>(codes, at, OFFSET, a);
     int n_groups = (at.n_j + 1) / 2;
-    const uint16_t *scales = reinterpret_cast<const uint16_t *>(meta) + at.lane / 4 * 2 * n_groups + at.j / 2;
+    const uint32_t *scales = reinterpret_cast<const uint32_t *>(meta) + at.lane / 4 * n_groups + at.j / 2;
 #pragma unroll
     for (int b = 0; b < 4; b++)
-        multiply_rows(a, b, scales[b * 16 * n_groups] | (uint32_t)scales[(b * 16 + 1) * n_groups] << 16);
+        multiply_rows(a, b, scales[b * 8 * n_groups]);
 }
 
 template <int CODES>
@@ -187,12 +210,12 @@ __device__ void decode_keys(uint32_t path, const uint8_t *codes, const uint8_t *
 
 template <int BITS, int G, bool CHANNEL>
 __device__ __forceinline__ void v_affine(const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
-    load_integers<BITS>(codes, at, 0.0f, a);
+    load_integers<false, BITS>(codes, at, 0.0f, a);
     int n_groups = (at.n_j * 16 + G - 1) / G, g = at.j * 16 / G;
-    const uint2 *scales = reinterpret_cast<const uint2 *>(meta) + at.lane % 4, *zeros = scales + 16 * n_groups;
+    const uint2 *scales = reinterpret_cast<const uint2 *>(meta) + g * 16 + at.lane % 4 * 4, *zeros = scales + 16 * n_groups;
 #pragma unroll
     for (int b = 0; b < 4; b++) {
-        multiply_add_cols(a, b, scales[(b * n_groups + g) * 4], zeros[(b * n_groups + g) * 4]);
+        multiply_add_cols(a, b, scales[b], zeros[b]);
         if constexpr (CHANNEL)
             multiply_rows(a, b, reinterpret_cast<const uint32_t *>(meta + 256)[at.j * 8 + at.lane / 4]);
     }
@@ -200,11 +223,10 @@ __device__ __forceinline__ void v_affine(const uint8_t *codes, const uint8_t *me
 
 template <int BITS, int OFFSET>
 __device__ __forceinline__ void v_by_token(const uint8_t *codes, const uint8_t *meta, lane_place at, fragments &a) {
-    load_integers<BITS>(codes, at, OFFSET, a);
-    int n_groups = (at.n_j + 1) / 2;
+    load_integers<false, BITS>(codes, at, OFFSET, a);
 #pragma unroll
     for (int b = 0; b < 4; b++)
-        multiply_cols(a, b, reinterpret_cast<const uint2 *>(meta)[(b * n_groups + at.j / 2) * 4 + at.lane % 4]);
+        multiply_cols(a, b, reinterpret_cast<const uint2 *>(meta)[at.j / 2 * 16 + at.lane % 4 * 4 + b]);
 }
 
 template <int CODES>
@@ -216,7 +238,7 @@ __device__ __forceinline__ void v_levels(const uint8_t *codes, const uint8_t *me
             uint32_t scale = reinterpret_cast<const uint32_t *>(meta)[(at.j * 4 + at.lane % 4) * 4 + b];
             multiply_cols(a, b, make_uint2(scale_pair(scale, 0), scale_pair(scale, 1)));
         } else if constexpr (CODES != E4M3) {
-            multiply_cols(a, b, reinterpret_cast<const uint2 *>(meta)[b * 4 + at.lane % 4]);
+            multiply_cols(a, b, reinterpret_cast<const uint2 *>(meta)[at.lane % 4 * 4 + b]);
         }
     }
     if constexpr (level_traits<CODES>::PER_TILE)
@@ -280,13 +302,13 @@ template <bool IS_K> __device__ void load_f16(const tile_source &source, lane_pl
 template <int BITS>
 __device__ void decode_tier(const uint8_t *codes, const uint8_t *meta, int first, lane_place at, float *x, int ld) {
     fragments a;
-    load_integers<BITS>(codes, {at.j - first, 0, at.lane}, 0.0f, a);
-    const uint2 *scales = reinterpret_cast<const uint2 *>(meta) + at.lane % 4;
+    load_integers<true, BITS>(codes, {at.j - first, 0, at.lane}, 0.0f, a);
+    uint4 affine = reinterpret_cast<const uint4 *>(meta)[at.j * 4 + at.lane % 4]; /* { zero, scale } of two pairs */
     uint32_t order = reinterpret_cast<const uint32_t *>(meta + 64 * at.n_j + 2 * TILE_TOKENS)[at.j * 4 + at.lane % 4];
     const uint32_t *token = reinterpret_cast<const uint32_t *>(meta + 64 * at.n_j) + at.lane / 4;
 #pragma unroll
     for (int b = 0; b < 4; b++) {
-        multiply_add_cols(a, b, scales[at.j * 4], scales[(at.n_j + at.j) * 4]);
+        multiply_add_cols(a, b, make_uint2(affine.y, affine.w), make_uint2(affine.x, affine.z));
         multiply_rows(a, b, token[b * 8]);
 #pragma unroll
         for (int r = 0; r < 4; r++) {

@@ -25,53 +25,46 @@ template <int HD, int NT, int NB, int BITS, int FIRST, int END>
 __device__ __forceinline__ void score_tier(const uint8_t *codes, const uint8_t *meta, int b0,
                                            const column_block<HD, NT> *cols, int lane, float (&s)[NB][NT][4],
                                            float (&zero)[NT][4]) {
-    constexpr int N_J = HD / 16, W = words_per_lane<BITS>::N;
-    const uint2 *scales = reinterpret_cast<const uint2 *>(meta) + lane % 4; /* ({ s, z }, j, lane % 4) */
+    constexpr int W = words_per_lane<BITS>::N;
+    const uint4 *scales = reinterpret_cast<const uint4 *>(meta) + lane % 4; /* (j, lane % 4): { z, s } of two pairs */
     const uint32_t *orders = reinterpret_cast<const uint32_t *>(meta + 4 * HD + 2 * TILE_TOKENS) + lane % 4;
     float c[NB][NT][4];
-#pragma unroll
-    for (int i = 0; i < NB * NT * 4; i++)
-        c[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
+    clear<NB, NT>(c);
 #pragma unroll 1
     for (int j = FIRST; j < END; j++) {
         uint32_t w[W], a[4][NB], order = orders[j * 4];
-        load_words<BITS>(codes, j - FIRST, END - FIRST, b0, lane, w);
-        unpack<BITS, NB, false>(w, b0, a);
-        uint2 scale = scales[j * 4], z = scales[(N_J + j) * 4];
+        load_words<BITS>(codes, j - FIRST, lane, w);
+        unpack<BITS, NB>(w, b0, a);
+        uint4 affine = scales[j * 4];
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
             uint2 q = gather_query<HD, NT>(cols, order, nt, lane);
-            mma(zero[nt], z.x, z.x, z.y, z.y, q.x, q.y);
-            q.x = mul_halfs(q.x, scale.x);
-            q.y = mul_halfs(q.y, scale.y);
+            mma(zero[nt], affine.x, affine.y, affine.z, affine.w, q.x, q.y); /* of use: rows 0-7 */
+            q.x = mul_halfs(q.x, affine.y);
+            q.y = mul_halfs(q.y, affine.w);
 #pragma unroll
             for (int b = 0; b < NB; b++)
                 mma(c[b][nt], a[0][b], a[1][b], a[2][b], a[3][b], q.x, q.y);
         }
     }
 #pragma unroll
-    for (int b = 0; b < NB; b++) {
-        float factor = (float)(1 << 24) / (float)(1 << k_shift<BITS>(NB < 4 ? 0 : b));
+    for (int b = 0; b < NB; b++)
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                s[b][nt][i] += c[b][nt][i] * factor;
-    }
+                s[b][nt][i] += c[b][nt][i] * (SUBNORMAL / (float)(1 << k_shift<BITS, NB>(b, i / 2)));
 }
 
-/* meta: s (HD), z (HD) half, scale per token (block, row % 8, row / 8) half, channels (HD) bytes */
+/* meta: { z, s } as meta_place has them, scale per token (block, row % 8, row / 8) half, channels (HD) bytes */
 template <int HD, int NT, int NB, int BITS>
 __device__ __forceinline__ void score_tiers(const uint8_t *codes, const uint8_t *meta, int b0,
-                                            const column_block<HD, NT> *cols, int lane, float (&s)[NB][NT][4]) {
+                                            const column_block<HD, NT> *cols, int lane, const logit_line<NT> &line,
+                                            float (&s)[NB][NT][4]) {
     constexpr int QUARTER = HD / 64, BYTES = 128; /* bytes of a block of 16 places, per bit */
     float zero[NT][4];
-#pragma unroll
-    for (int i = 0; i < NT * 4; i++)
-        zero[i / 4][i % 4] = 0.0f;
-#pragma unroll
-    for (int i = 0; i < NB * NT * 4; i++)
-        s[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
+    clear<1, NT>(reinterpret_cast<float (&)[1][NT][4]>(zero));
+    clear<NB, NT>(s);
     const uint8_t *second = codes + QUARTER * 4 * BYTES;
     score_tier<HD, NT, NB, 4, 0, QUARTER>(codes, meta, b0, cols, lane, s, zero);
     if constexpr (BITS == 2) {
@@ -90,7 +83,8 @@ __device__ __forceinline__ void score_tiers(const uint8_t *codes, const uint8_t 
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                s[b][nt][i] = (s[b][nt][i] + zero[nt][i & 1]) * (i < 2 ? scale.x : scale.y);
+                s[b][nt][i] = (s[b][nt][i] + zero[nt][i & 1]) * ((i < 2 ? scale.x : scale.y) * line.scale[nt][i & 1]) -
+                              line.origin[nt][i & 1];
     }
 }
 

@@ -13,11 +13,16 @@
  *
  *   bits  bytes of lane l in channel block j          where the code of (register r, token block b) lies
  *   1     4 at (32 j + l) * 4                         bit 4 r + b
- *   2     8 at (32 j + l) * 8                         word r / 2, bit 8 (r % 2) + 2 b
+ *   2, K  8 at (32 j + l) * 8                         word r / 2, bit 8 (r % 2) + 2 b
+ *   2, V  16 at (32 (j / 2) + l) * 16                 word b, bit 8 (r / 2) + 4 (j % 2) + 2 (r % 2)
  *   3     12 at (32 j + l) * 12                       i = 4 r + b: word i / 5, bit 3 (i % 5); i = 15: bit 15 of words 0 - 2
- *   4     16 at (32 j + l) * 16                       word r, bit 4 b
+ *   4     16 at (32 j + l) * 16                       word 2 (r / 2) + b / 2, bit 8 (b % 2) + 4 (r % 2)
  *   8     16 at ((b / 2) J + j) * 512 + 16 l          word r, bit 8 (b % 2)           (J = head_dim / 16)
  *   16    16 at (b J + j) * 512 + 16 l                word r
+ *
+ * With one shift per word an AND leaves codes at bit 0, 2, 4 or 6 of a half: times a power of two, which may depend on the
+ * row and on V's channel block, where scaling S or O undoes it, but not on what is summed over. The last block j of V at 2
+ * bits, if their number is odd, has 8 bytes per lane: word b / 2, bit 8 (r / 2) + 4 (b % 2) + 2 (r % 2).
  *
  * Scales follow the codes (meta), in the order in which a lane multiplies them into Q, P or S; see meta_place.
  */
@@ -53,8 +58,16 @@ KVQ_BOTH code_place place_code(bool is_k, uint32_t bits, uint32_t head_dim, uint
         place.bit = half + 4 * reg + block;
         break;
     case 2:
-        place.word = (32 * j + lane) * 2 + reg / 2;
-        place.bit = half + 8 * (reg % 2) + 2 * block;
+        if (is_k) {
+            place.word = (32 * j + lane) * 2 + reg / 2;
+            place.bit = half + 8 * (reg % 2) + 2 * block;
+        } else if (j + 1 == n_j && n_j % 2 == 1) {
+            place.word = (32 * j + lane) * 2 + block / 2;
+            place.bit = half + 8 * (reg / 2) + 4 * (block % 2) + 2 * (reg % 2);
+        } else {
+            place.word = (32 * (j / 2) + lane) * 4 + block;
+            place.bit = half + 8 * (reg / 2) + 4 * (j % 2) + 2 * (reg % 2);
+        }
         break;
     case 3: {
         uint32_t i = 4 * reg + block;
@@ -64,8 +77,8 @@ KVQ_BOTH code_place place_code(bool is_k, uint32_t bits, uint32_t head_dim, uint
         break;
     }
     case 4:
-        place.word = (32 * j + lane) * 4 + reg;
-        place.bit = half + 4 * block;
+        place.word = (32 * j + lane) * 4 + reg / 2 * 2 + block / 2;
+        place.bit = half + 8 * (block % 2) + 4 * (reg % 2);
         break;
     case 8:
         place.word = (block / 2 * n_j + j) * 128 + 4 * lane + reg;
@@ -97,17 +110,26 @@ KVQ_BOTH uint32_t get_code(const uint32_t *words, code_place place, uint32_t bit
 }
 
 /*
- * Codes that index a table of half floats (codebooks, small floats) lie so that a byte permutation can look them up: four
- * codes of a register make the low 16 bits of its selector, a nibble each: (block 0, half 0), (block 1, half 0), (block 0,
- * half 1), (block 1, half 1); blocks 2 and 3 make the high 16 bits. With n = 16 (block / 2) + 4 (block % 2 + 2 half):
+ * Codes of 3 and 4 bits that index a table of half floats (codebooks, small floats) lie so that a byte permutation can look
+ * them up: four codes of a register make the low 16 bits of its selector, a nibble each: (block 0, half 0), (block 1, half
+ * 0), (block 0, half 1), (block 1, half 1); blocks 2 and 3 make the high 16 bits. With n = 16 (block / 2) + 4 (block % 2 +
+ * 2 half):
  *
  *   bits  bytes of a lane    low bits                                        top bit
- *   2     8                  word r / 2, bits n + 2 (r % 2) ..               part of them
- *   3     12                 the same                                        word 2, bit n + r
+ *   3     12                 word r / 2, bits n + 2 (r % 2) ..               word 2, bit n + r
  *   4     16                 word r, bits n ..                               word r, bit 3 + 4 block + 16 half
  *
  * The top bit of 4 is a sign: the other three are looked up, it is shifted to where a half float has its own.
+ *
+ * Codes of 2 bits are signs and magnitudes. Word r / 2 turned left by 2 i, i = 4 (r % 2) + block, has them where a half
+ * float has its sign and the lowest bit of its exponent: they select one of the two subnormal and normal halves of a
+ * mantissa m, 2^-24 times m and 1024 + m. m = 438 makes that 1 to 3.338; the centroids' ratio is 3.336.
  */
+enum { LEVEL_MANTISSA = 438 };
+#define LEVEL_UNIT_2                                                                                                       \
+    (1.033216e-3f * 0x1p24f) /* of these halves, to be the centroids 0.45278 and 1.510418: within 0.05%                    \
+                              */
+
 typedef struct level_place {
     uint32_t word, bit, n_low, top_word, top_bit;
 } level_place;
@@ -116,11 +138,16 @@ KVQ_BOTH level_place place_level(bool is_k, uint32_t bits, uint32_t head_dim, ui
     code_place at = place_code(is_k, 16, head_dim, token, channel); /* gives the lane, the register and the half */
     uint32_t block = token / 16, reg = at.word % 4, half = at.bit / 16, lane = at.word / 4 % 32;
     uint32_t first = (channel / 16 * 32 + lane) * bits, n = 16 * (block / 2) + 4 * (block % 2 + 2 * half);
-    level_place place = {first + (bits == 4 ? reg : reg / 2), bits == 4 ? n : n + 2 * (reg % 2), 2, 0, 0};
-    if (bits == 3)
-        place.top_word = first + 2, place.top_bit = n + reg;
-    if (bits == 4)
-        place.n_low = 3, place.top_word = first + reg, place.top_bit = 3 + 4 * block + 16 * half;
+    if (bits == 2) {
+        uint32_t word = first + reg / 2, bit = (32 + 10 + 16 * half - 2 * (4 * (reg % 2) + block)) % 32;
+        level_place place = {word, bit, 1, word, (bit + 5) % 32};
+        return place;
+    }
+    if (bits == 3) {
+        level_place place = {first + reg / 2, n + 2 * (reg % 2), 2, first + 2, n + reg};
+        return place;
+    }
+    level_place place = {first + reg, n, 3, first + reg, 3 + 4 * block + 16 * half};
     return place;
 }
 
@@ -134,13 +161,15 @@ KVQ_BOTH uint32_t get_level(const uint32_t *words, level_place place, uint32_t b
     return bits > place.n_low ? code | (words[place.top_word] >> place.top_bit & 1) << place.n_low : code;
 }
 
-/* A code of turbo4, an ascending index of 16 centroids, as sign and magnitude. */
-KVQ_BOTH uint32_t sign_magnitude(uint32_t code) {
-    return code < 8 ? 15 ^ code : code ^ 8;
+/* A code of turbo4 or turbo2, an ascending index of 2^bits centroids, as sign and magnitude. */
+KVQ_BOTH uint32_t sign_magnitude(uint32_t bits, uint32_t code) {
+    uint32_t sign = 1u << (bits - 1);
+    return code < sign ? (2 * sign - 1) ^ code : code ^ sign;
 }
 
-KVQ_BOTH uint32_t from_sign_magnitude(uint32_t code) {
-    return code < 8 ? code ^ 8 : 15 ^ code;
+KVQ_BOTH uint32_t from_sign_magnitude(uint32_t bits, uint32_t code) {
+    uint32_t sign = 1u << (bits - 1);
+    return code < sign ? code ^ sign : (2 * sign - 1) ^ code;
 }
 
 /*
@@ -183,18 +212,19 @@ KVQ_BOTH bool has_levels(uint32_t family) {
     return family == FAMILY_TURBO || family == FAMILY_NVFP4;
 }
 
-/* Rows of a fragment as a lane multiplies them into S or O: (row % 8, row / 8) of each 16. */
-KVQ_BOTH uint32_t row_order(uint32_t i) {
-    return i / 16 * 16 + i % 8 * 2 + i % 16 / 8;
-}
-
-/* What is summed over, as a lane multiplies it into Q or P: (lane % 4, i / 8, i % 2) of each 16. */
+/* Channels of a K tile, or tokens of a V tile, in the order in which a lane multiplies their scales into Q or P: (block of
+ * 16, lane % 4, i / 8, i % 2), four of a lane together. */
 KVQ_BOTH uint32_t col_order(uint32_t i) {
     return i / 16 * 16 + i % 8 / 2 * 4 + i % 16 / 8 * 2 + i % 2;
 }
 
 KVQ_BOTH uint32_t from_col_order(uint32_t i) { /* its inverse */
     return i / 16 * 16 + i % 4 / 2 * 8 + i % 16 / 4 * 2 + i % 2;
+}
+
+/* Tokens of a V tile so that a lane's scales of all blocks lie together: (lane % 4, block, i / 8, i % 2). */
+KVQ_BOTH uint32_t token_order(uint32_t t) {
+    return t % 8 / 2 * 16 + t / 16 * 4 + t % 16 / 8 * 2 + t % 2;
 }
 
 KVQ_BOTH uint32_t n_groups_of(uint32_t n, uint32_t group) {
@@ -233,24 +263,39 @@ KVQ_BOTH uint32_t nvfp4_scale_place(bool is_k, uint32_t i) {
     return (j * 4 + at % 8 / 2) * 16 + block * 4 + at / 8 + 2 * (at % 2);
 }
 
-/* Where half i after the codes of the canonical tile lies on the GPU. Not for nvfp4. Behind the halves of a tiered tile
- * place i has byte col_order(i), which is col_order of its channel. */
+/*
+ * Where half i after the codes of the canonical tile lies on the GPU. Not for nvfp4. Behind the halves of a tiered tile
+ * place i has byte col_order(i), which is col_order of its channel.
+ *
+ *   scale, zero of K's channels     (channel block, lane % 4, 4 or 8 pairs of halves): so that a lane's zeros lie as a
+ *                                   fragment that has group 0 in rows 0-7 and group 1 in rows 8-15, with one group
+ *                                   { zero, scale } (2 pairs), with two groups scale (2 groups, 2 pairs), zero (2 pairs,
+ *                                   2 groups)
+ *   scale of K's tokens             (token block, row % 8, group, row / 8)
+ *   scale, zero of V's tokens       ({ scale, zero }, group, lane % 4, token block, 4)
+ *   scale of V's channels           (channel block, row % 8, row / 8)
+ */
 KVQ_BOTH uint32_t meta_place(uint32_t family, bool is_k, uint32_t group, uint32_t head_dim, uint32_t i) {
-    uint32_t n_cols = is_k ? head_dim : TILE_TOKENS; /* scales of a row */
-    if (family == FAMILY_KIVI && is_k) { /* { scale, zero } (group, channel) -> (group, { scale, zero }, channel) */
-        uint32_t n = n_groups_of(TILE_TOKENS, group), is_zero = i / (n * n_cols), g = i / n_cols % n;
-        return (g * 2 + is_zero) * n_cols + col_order(i % n_cols);
-    }
-    if (family == FAMILY_KVARN || family == FAMILY_TIER) { /* scale, zero, factor */
-        return i < 2 * n_cols ? i / n_cols * n_cols + col_order(i % n_cols) : 2 * n_cols + row_order(i - 2 * n_cols);
-    }
+    uint32_t n_cols = is_k ? head_dim : TILE_TOKENS; /* scales of a group */
     if (family == FAMILY_FP8)
         return i;
-    uint32_t n = n_groups_of(head_dim, group), t = i % TILE_TOKENS, g = i / TILE_TOKENS % n, is_zero = i / TILE_TOKENS / n;
-    if (is_k) /* (group, token) -> (token, group) */
-        return row_order(t) * n + g;
-    return is_zero * n * TILE_TOKENS + (t / 16 * n + g) * 16 +
-           col_order(t % 16); /* -> (block of 16 tokens, group, token) */
+    bool one_group = family == FAMILY_KVARN || family == FAMILY_TIER;
+    if (one_group && i >= 2 * n_cols) { /* the factor of a row */
+        uint32_t row = i - 2 * n_cols;
+        return 2 * n_cols + row / 16 * 16 + row % 8 * 2 + row % 16 / 8;
+    }
+    uint32_t n = one_group ? 1 : n_groups_of(is_k && family == FAMILY_KIVI ? TILE_TOKENS : head_dim, group);
+    uint32_t at = i % n_cols, g = i / n_cols % n, is_zero = i / n_cols / n;
+    if (is_k && (one_group || family == FAMILY_KIVI)) {
+        uint32_t col = col_order(at), pair = col % 4 / 2;
+        uint32_t slot = n == 1 ? pair * 2 + !is_zero : is_zero ? 4 + pair * 2 + g : g * 2 + pair;
+        return (col / 4 * 4 * n + slot) * 2 + col % 2;
+    }
+    if (is_k) {
+        at = i % TILE_TOKENS, g = i / TILE_TOKENS;
+        return ((at / 16 * 8 + at % 8) * n + g) * 2 + at % 16 / 8;
+    }
+    return (is_zero * n + g) * TILE_TOKENS + token_order(at);
 }
 
 #endif

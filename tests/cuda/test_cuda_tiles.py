@@ -107,7 +107,8 @@ int main(void) {
                 }
         }
     for (uint32_t code = 0; code < 16; code++)
-        if (from_sign_magnitude(sign_magnitude(code)) != code)
+        if (from_sign_magnitude(4, sign_magnitude(4, code)) != code ||
+            from_sign_magnitude(2, sign_magnitude(2, code % 4)) != code % 4)
             return 1;
     printf("%d\n", n);
     return 0;

@@ -30,11 +30,19 @@ size_t setting(const char *name, size_t otherwise) {
 
 enum { MAX_THREADS = 1024, STACK_BYTES = 256 << 10, SHARED_BYTES = 227 << 10, PAGE = 4096 };
 
-enum wait { READY, AT_WARP, AT_BLOCK, DONE };
+enum wait { READY, AT_WARP, AT_BLOCK, AT_COPY, DONE };
 
 struct copy {
     void *to;
     const void *from;
+};
+
+/* One that a barrier in shared memory counts. */
+struct counted_copy {
+    uint64_t *full;
+    uint8_t *to;
+    const uint8_t *from;
+    uint32_t n;
 };
 
 struct fiber {
@@ -54,6 +62,7 @@ warp warps[MAX_THREADS / 32];
 uint8_t *stacks, *shared;
 jmp_buf scheduler;
 int current, n_at_block, n_done;
+std::vector<counted_copy> counted; /* not waited for yet */
 std::function<void()> body;
 
 [[noreturn]] void die(const char *what) {
@@ -103,18 +112,26 @@ void run_block(int n_threads) {
         fibers[i].groups.assign(1, {});
         warps[i / 32].n_there = 0;
     }
+    counted.clear();
     memset(shared, 0xff, SHARED_BYTES); /* not-a-numbers: what is read must have been written */
     while (n_done < n_threads) {
         bool any = false;
-        for (int i = 0; i < n_threads; i++)
+        for (int i = 0; i < n_threads; i++) {
+            if (fibers[i].state == AT_COPY) {
+                resume(i); /* looks again */
+                any |= fibers[i].state != AT_COPY;
+            }
             while (fibers[i].state == READY) {
                 any = true;
                 resume(i);
             }
+        }
         if (any)
             continue;
         die("threads wait for others that never come");
     }
+    if (!counted.empty())
+        die("a block ends with copies that it did not wait for");
 }
 
 void run_kernel(dim3 grid, unsigned n_threads) {
@@ -196,6 +213,47 @@ void emulated_wait(int n_open) {
             memcpy(c.to, c.from, 16);
         groups.erase(groups.begin());
     }
+}
+
+/* The barrier is the number of phases that completed. */
+void init_copies(uint64_t *full) {
+    *full = 0;
+}
+
+void start_copies(uint64_t *full, int lane, uint8_t *to, const uint8_t *a, uint32_t n_a, const uint8_t *b, uint32_t n_b) {
+    if (lane != 0)
+        return;
+    if (((uintptr_t)to | (uintptr_t)a | (uintptr_t)b | n_a | n_b) % 16 != 0)
+        die("a copy that is not aligned to 16 bytes");
+    if (to < shared || to + n_a + n_b > shared + SHARED_BYTES)
+        die("a copy beyond shared memory");
+    for (const counted_copy &c : counted)
+        if (c.full == full)
+            die("copies are started before the last ones of their barrier were waited for");
+    memset(to, 0xff, n_a + n_b);
+    counted.push_back({full, to, a, n_a});
+    counted.push_back({full, to + n_a, b, n_b});
+}
+
+void wait_copies(uint64_t *full, uint32_t parity) {
+    auto is_started = [&] {
+        for (const counted_copy &c : counted)
+            if (c.full == full)
+                return true;
+        return false;
+    };
+    while (*full % 2 == parity && !is_started())
+        wait_as(AT_COPY);
+    if (*full % 2 != parity)
+        return;
+    for (size_t i = 0; i < counted.size();)
+        if (counted[i].full == full) {
+            memcpy(counted[i].to, counted[i].from, counted[i].n);
+            counted.erase(counted.begin() + (ptrdiff_t)i);
+        } else {
+            i++;
+        }
+    ++*full;
 }
 
 /* ---- memory ---- */

@@ -72,11 +72,25 @@ static inline int opaque(int x) {
     return x;
 }
 
+static inline uint32_t per_lane(uint32_t x) {
+    return x;
+}
+
+template <typename T> static inline T uniform(T x) {
+    return x;
+}
+
 static inline uint8_t *shared_memory() {
     return emulated_shared();
 }
 
 /* Copies happen when they are waited for. */
+void init_copies(uint64_t *full);
+void start_copies(uint64_t *full, int lane, uint8_t *to, const uint8_t *a, uint32_t n_a, const uint8_t *b, uint32_t n_b);
+void wait_copies(uint64_t *full, uint32_t parity);
+
+static inline void order_copies() {}
+
 void copy16_async(void *shared, const void *global);
 void commit_async();
 void emulated_wait(int n_open);
