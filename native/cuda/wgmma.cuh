@@ -8,10 +8,6 @@
 
 #include "instructions.cuh"
 
-__device__ __forceinline__ uint32_t shared_address(const void *p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
 /* ---- barriers ---- */
 
 __device__ __forceinline__ void barrier_init(uint64_t *barrier, int n) {
