@@ -97,15 +97,22 @@ variant *variant_of(cuda_backend *c, const plan_shape &shape) {
 
 pykvq_status check_kv(const kvq_codec *k, const kvq_codec *v, uint32_t head_dim) {
     tile_side side;
-    tile_format format;
+    tile_format formats[2]; /* K, V */
     for (const kvq_codec *codec : {k, v})
-        if (!describe_codec(codec, head_dim, &side, &format))
+        if (!describe_codec(codec, head_dim, &side, &formats[codec == v]))
             return fail(PYKVQ_E_UNSUPPORTED,
                         "KV type %s (%s): the GPU has no kernels for it with heads of %u elements; cpu has", codec->name,
                         codec->side == 'k' ? "keys" : "values", head_dim);
     cudaFuncAttributes attributes;
     if (attend_attributes(head_dim, &attributes) != cudaSuccess)
         return fail(PYKVQ_E_UNSUPPORTED, "attention: the GPU has no kernel for heads of %u elements", head_dim);
+    int most = 0;
+    cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+    size_t needed = encode_shared_bytes(formats[0], formats[1], head_dim);
+    if (needed > (size_t)most)
+        return fail(PYKVQ_E_UNSUPPORTED,
+                    "KV type %s: encoding heads of %u elements takes %zu bytes of shared memory, this GPU has %d; cpu can",
+                    k->name, head_dim, needed, most);
     return PYKVQ_OK;
 }
 

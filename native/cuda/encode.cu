@@ -546,8 +546,7 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
 }
 
 template <int HD> cudaError_t launch_for(const encode_args &a, uint32_t n_jobs, cudaStream_t stream) {
-    bool normed = is_normalizing(a.k) || is_normalizing(a.v);
-    size_t shared = (normed ? 2 : 1) * N * (HD + 1) * 4 + (N + HD) * 4 + 2 * N * HD;
+    size_t shared = encode_shared_bytes(a.k, a.v, HD);
     static_assert(2 * N * 257 * 4 + (N + 256) * 4 + 2 * N * 256 <= 227 * 1024, "fits one block");
     cudaError_t error = cudaFuncSetAttribute(encode_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     if (error != cudaSuccess)
@@ -556,6 +555,11 @@ template <int HD> cudaError_t launch_for(const encode_args &a, uint32_t n_jobs, 
 }
 
 } // namespace
+
+size_t encode_shared_bytes(const tile_format &k, const tile_format &v, uint32_t head_dim) {
+    size_t n_copies = is_normalizing(k) || is_normalizing(v) ? 2 : 1;
+    return n_copies * N * (head_dim + 1) * 4 + (N + head_dim) * 4 + 2 * N * head_dim;
+}
 
 cudaError_t launch_encode(const encode_args &a, uint32_t n_jobs, cudaStream_t stream) {
     switch (a.head_dim) {

@@ -27,6 +27,7 @@ typedef struct encode_args {
     bias_tables bias;
 } encode_args;
 
+size_t encode_shared_bytes(const tile_format &k, const tile_format &v, uint32_t head_dim); /* that a block needs */
 cudaError_t launch_encode(const encode_args &args, uint32_t n_jobs, cudaStream_t stream);
 
 #endif
