@@ -1,4 +1,7 @@
-"""The machine code of attention and products, without a GPU: tensor cores, asynchronous copies, no spills."""
+"""The machine code of attention and products, without a GPU: tensor cores, asynchronous copies, few instructions.
+
+Needs nvcc, cuobjdump and nvdisasm, which are also wheels; see the step "cuda" of .ci/run.
+"""
 
 import re
 import shutil
@@ -6,9 +9,31 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from sass import Kernel, kernels
 
 NATIVE = Path(__file__).parents[2] / "native"
-HEAD_DIM = 128
+ANY = "NONE"  # the kernel for pairs of paths without one of their own
+
+# Instructions of the walk over encoded tiles per element of K and V, by their paths (native/cuda/format.h): each branch
+# taken, an instruction of a warp is one for its 32 lanes, heads of 128 elements, 8 columns.
+BUDGETS = {
+    ("F16", "F16"): 4.3,
+    ("CHANNEL_2", "AFFINE_2"): 2.5,
+    ("CHANNEL_2_G64", "AFFINE_2_G64"): 2.5,
+    ("CHANNEL_4", "AFFINE_4"): 2.6,
+    ("NORMED_2", "NORMED_2"): 2.7,
+    ("NORMED_3", "NORMED_3"): 3.3,
+    ("NORMED_4", "NORMED_4"): 2.8,
+    ("TOKEN_4", "TOKEN_4"): 2.7,
+    ("TOKEN_8", "TOKEN_8"): 3.9,
+    ("TURBO_2", "TURBO_2"): 2.8,
+    ("TURBO_3", "TURBO_3"): 3.4,
+    ("TURBO_4", "TURBO_4"): 4.0,
+    ("NVFP4", "NVFP4"): 4.7,
+    ("FP8", "FP8"): 4.5,
+    ("TIER_2", "NORMED_2"): 3.5,
+    ("TIER_3", "NORMED_3"): 3.8,
+}
 
 
 def _tool(name: str) -> str:
@@ -18,108 +43,96 @@ def _tool(name: str) -> str:
     return found
 
 
-def _disassemble(folder: Path, *defines: str, source: str = "attend", arch: str = "sm_90") -> str:
-    """A kernel of attention with heads of 128 elements."""
+def _paths() -> list[str]:
+    """The names of enum tile_path, in order."""
+    enum = re.search(r"enum tile_path \{(.*?)\}", (NATIVE / "cuda/format.h").read_text(), re.DOTALL)
+    assert enum
+    return re.findall(r"PATH_(\w+)(?=,|\s|$)", re.sub(r"/\*.*?\*/", "", enum[1], flags=re.DOTALL))
+
+
+def _disassemble(folder: Path, source: str, head_dim: int, arch: str) -> list[Kernel]:
     nvcc, cuobjdump, _ = _tool("nvcc"), _tool("cuobjdump"), _tool("nvdisasm")
     out = folder / f"{source}.{arch}.cubin"
-    command = [nvcc, "-O3", "-std=c++17", f"-arch={arch}", "-cubin", f"-DKVQ_HEAD_DIM={HEAD_DIM}", *defines]
-    include = [f"-I{NATIVE / 'src'}", f"-I{NATIVE / 'include'}"]
-    subprocess.run([*command, *include, NATIVE / f"cuda/{source}.cu", "-o", out], check=True)
-    return subprocess.run([cuobjdump, "--dump-sass", out], check=True, capture_output=True, text=True).stdout
+    options = ["-O3", "-std=c++17", f"-arch={arch}", f"-DKVQ_HEAD_DIM={head_dim}", f"-I{NATIVE / 'src'}"]
+    options += [f"-I{NATIVE / 'include'}"]
+    subprocess.run([nvcc, "-cubin", *options, NATIVE / f"cuda/{source}.cu", "-o", out], check=True)
+    done = subprocess.run([cuobjdump, "--dump-sass", out], check=True, capture_output=True, text=True)
+    return kernels(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def sass(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return _disassemble(tmp_path_factory.mktemp("sass"))
+@pytest.fixture(scope="module", params=[64, 128])
+def attention(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[Kernel]]:
+    """Heads of so many elements, and the kernels for them, compiled for sm_90."""
+    compiled = _disassemble(tmp_path_factory.mktemp("sass"), "attend", request.param, "sm_90")
+    return request.param, [kernel for kernel in compiled if "attend_kernel" in kernel.name]
 
 
-def _kernels(sass: str) -> list[list[tuple[int, str]]]:
-    """The addresses and instructions of each function."""
-    functions = sass.split("Function :")[1:]
-    found = [re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?(.*?);", text) for text in functions]
-    return [[(int(address, 16), text) for address, text in function] for function in found]
+def _columns_and_paths(kernel: Kernel) -> tuple[int, str, str]:
+    n_tiles, k, v = kernel.template_arguments()
+    return 8 * n_tiles, _paths()[k], _paths()[v]
 
 
-def _loops(function: list[tuple[int, str]]) -> list[list[str]]:
-    """The bodies of its loops: from the target of a backward branch to the branch."""
-    found = []
-    for address, text in function:
-        branch = re.search(r"^BRA.*?0x([0-9a-f]+)", text)
-        if branch and int(branch[1], 16) < address:
-            found.append([body for at, body in function if int(branch[1], 16) <= at <= address])
-    return found
+def test_attention_is_on_tensor_cores(attention: tuple[int, list[Kernel]]) -> None:
+    head_dim, compiled = attention
+    assert len(compiled) == len(BUDGETS) + 2
+    for kernel in compiled:
+        n_columns, *_ = _columns_and_paths(kernel)
+        # at least a chunk of 16 f16 tokens and one of encoded ones
+        assert kernel.count(r"HMMA\.16816\.F32") >= 4 * head_dim // 16 * n_columns // 8
+        assert kernel.count(r"UBLKCP|LDGSTS\.E(\.BYPASS)?\.128") > 0
 
 
-def _n_products(body: list[str]) -> int:
-    return sum(text.startswith("HMMA") for text in body)
+def test_attention_spills_nothing(attention: tuple[int, list[Kernel]]) -> None:
+    for kernel in attention[1]:
+        if ANY not in _columns_and_paths(kernel):
+            assert kernel.count("LDL|STL") == 0, _columns_and_paths(kernel)
 
 
-def test_attention_is_on_tensor_cores(sass: str) -> None:
-    kernels = _kernels(sass)
-    assert len(kernels) == 2
-    for function in kernels:
-        assert sum(text.startswith("HMMA.16816.F32") for _, text in function) > 300
-        assert sum(re.match(r"LDGSTS\.E(\.BYPASS)?\.128", text) is not None for _, text in function) > 0
-
-
-def test_attention_spills_nothing(sass: str) -> None:
-    for function in _kernels(sass):
-        assert not [text for _, text in function if text.startswith(("LDL", "STL"))]
-
-
-@pytest.mark.parametrize(
-    ("k", "v", "budget"),
-    [
-        ("CHANNEL_2", "AFFINE_2", 2.7),
-        ("CHANNEL_4", "AFFINE_4", 2.7),
-        ("NORMED_2", "NORMED_2", 2.7),
-        ("TURBO_2", "TURBO_2", 3.0),
-        ("TURBO_4", "TURBO_4", 3.9),
-    ],
-)
-def test_instructions_per_element(tmp_path: Path, k: str, v: str, budget: float) -> None:
-    """Of the loop over tiles with 8 columns, every branch taken; its loop over channel blocks takes two at a time."""
-    sass = _disassemble(tmp_path, f"-DKVQ_ONLY_K=PATH_{k}", f"-DKVQ_ONLY_V=PATH_{v}")
-    loops = _loops(min(_kernels(sass), key=len))
-    most = max(_n_products(body) for body in loops)
-    over_tiles = min((body for body in loops if _n_products(body) == most), key=len)
-    over_channels = min((body for body in loops if _n_products(body) > 0), key=len)
-    n_turns = HEAD_DIM // 16 // 2
-    n_instructions = len(over_tiles) + (n_turns - 1) * len(over_channels)
-    assert n_instructions / (2 * 64 * HEAD_DIM / 32) < budget
+def test_attention_stays_within_its_instructions(attention: tuple[int, list[Kernel]]) -> None:
+    head_dim, compiled = attention
+    counted = {}
+    for kernel in compiled:
+        n_columns, k, v = _columns_and_paths(kernel)
+        if ANY not in (k, v):
+            counted[k, v] = kernel.instructions_per_element(head_dim, n_columns)
+    assert counted.keys() == BUDGETS.keys()
+    if head_dim == 128:
+        assert not {pair: n for pair, n in counted.items() if n > BUDGETS[pair]}, counted
 
 
 @pytest.mark.parametrize(("arch", "product"), [("sm_80", "HMMA.16816.F32"), ("sm_90a", "HGMMA.64x")])
 def test_prefill_is_on_tensor_cores_and_spills_nothing(tmp_path: Path, arch: str, product: str) -> None:
-    (function,) = _kernels(_disassemble(tmp_path, source="prefill", arch=arch))
-    assert sum(text.startswith(product) for _, text in function) >= 24
-    assert not [text for _, text in function if text.startswith(("LDL", "STL"))]
+    (kernel,) = _disassemble(tmp_path, "prefill", 128, arch)
+    assert kernel.count(re.escape(product)) >= 24
+    assert kernel.count("LDL|STL") == 0
 
 
 def test_softmax_of_prefill_runs_beside_products(tmp_path: Path) -> None:
     """In the loop over tiles the exponentials lie between the wait for scores and the wait for the values' products."""
-    (function,) = _kernels(_disassemble(tmp_path, source="prefill", arch="sm_90a"))
-    loop = min((body for body in _loops(function) if any(text.startswith("HGMMA.64x128") for text in body)), key=len)
-    waits = [i for i, text in enumerate(loop) if text.startswith("WARPGROUP.DEPBAR")]
+    (kernel,) = _disassemble(tmp_path, "prefill", 128, "sm_90a")
+    walk = min((loop for loop in kernel.loops(r"HGMMA\.64x128")), key=lambda loop: loop.last - loop.first)
+    body = kernel.instructions[walk.first : walk.last + 1]
+    waits = [i for i, text in enumerate(body) if text.startswith("WARPGROUP.DEPBAR")]
     assert len(waits) == 2
-    exponentials = [i for i, text in enumerate(loop) if text.startswith("MUFU.EX2")]
+    exponentials = [i for i, text in enumerate(body) if text.startswith("MUFU.EX2")]
     assert sum(waits[0] < i < waits[1] for i in exponentials) > 2 * sum(i > waits[1] for i in exponentials)
 
 
 @pytest.mark.parametrize("source", ["gemv", "linear"])
 def test_products_of_few_rows_stream_weights_and_spill_nothing(tmp_path: Path, source: str) -> None:
-    functions = _kernels(_disassemble(tmp_path, source=source))
-    products = [function for function in functions if any(text.startswith("HMMA.16816.F32") for _, text in function)]
+    compiled = _disassemble(tmp_path, source, 128, "sm_90")
+    products = [kernel for kernel in compiled if kernel.count(r"HMMA\.16816\.F32") > 0]
     assert len(products) == (7 if source == "gemv" else 21)  # kinds of weights; for 8, 16 and 32 rows
-    for function in products:
-        assert sum(re.match(r"LDGSTS\.E(\.BYPASS)?\.128", text) is not None for _, text in function) > 0
-        assert not [text for _, text in function if text.startswith(("LDL", "STL"))]
+    for kernel in products:
+        assert kernel.count(r"LDGSTS\.E(\.BYPASS)?\.128") > 0
+        assert kernel.count("LDL|STL") == 0
 
 
 def test_instructions_per_weight_of_one_token(tmp_path: Path) -> None:
     """Of the smallest loop with products of each kind: 16 rows, 256 columns; the memory allows 4.4 with 4 bits."""
-    functions = _kernels(_disassemble(tmp_path, source="gemv"))
-    sizes = [min(len(body) for body in _loops(function) if _n_products(body) > 0) for function in functions]
+    sizes = []
+    for kernel in _disassemble(tmp_path, "gemv", 128, "sm_90"):
+        sizes.append(min(loop.last - loop.first + 1 for loop in kernel.loops()))
     assert min(sizes) / (16 * 256 / 32) < 1.7  # half floats
     assert sorted(sizes)[1] / (16 * 256 / 32) < 2.3
     assert max(sizes) / (16 * 256 / 32) < 3.6  # 6 bits
