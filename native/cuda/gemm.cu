@@ -115,15 +115,17 @@ static bool same_shape(const gemm_args &a, const gemm_args &b) {
 
 /* To cuBLASLt a row of ours is a column: y^T (n_out, n_rows) = w (n_in, n_out)^T x (n_in, n_rows). */
 static bool choose(const gemm *g, const gemm_args &a, choice *c) {
-    lt_result result;
+    lt_result result = {};
     int n_found = 0;
     c->shape = a;
-    return g->lt->MatrixLayoutCreate(&c->w, LT_F16, a.n_in, a.n_out, a.n_in) == LT_SUCCESS &&
-           g->lt->MatrixLayoutCreate(&c->x, LT_F16, a.n_in, a.n_rows, a.n_in) == LT_SUCCESS &&
-           g->lt->MatrixLayoutCreate(&c->y, a.y_half ? LT_F16 : LT_F32, a.n_out, a.n_rows, a.ld) == LT_SUCCESS &&
-           g->lt->MatmulAlgoGetHeuristic(g->handle, g->desc, c->w, c->x, c->y, c->y, g->preference, 1, &result, &n_found) ==
-               LT_SUCCESS &&
-           n_found == 1 && result.status == LT_SUCCESS && (c->algo = result.algo, true);
+    bool found = g->lt->MatrixLayoutCreate(&c->w, LT_F16, a.n_in, a.n_out, a.n_in) == LT_SUCCESS &&
+                 g->lt->MatrixLayoutCreate(&c->x, LT_F16, a.n_in, a.n_rows, a.n_in) == LT_SUCCESS &&
+                 g->lt->MatrixLayoutCreate(&c->y, a.y_half ? LT_F16 : LT_F32, a.n_out, a.n_rows, a.ld) == LT_SUCCESS &&
+                 g->lt->MatmulAlgoGetHeuristic(g->handle, g->desc, c->w, c->x, c->y, c->y, g->preference, 1, &result,
+                                               &n_found) == LT_SUCCESS &&
+                 n_found == 1 && result.status == LT_SUCCESS;
+    c->algo = result.algo;
+    return found;
 }
 
 static const choice *choice_of(gemm *g, const gemm_args &a) {
