@@ -33,8 +33,9 @@
     X(NORMED_3, NORMED_3)                                                                                                  \
     X(NORMED_4, NORMED_4)                                                                                                  \
     X(TOKEN_4, TOKEN_4)                                                                                                    \
-    X(TOKEN_8, TOKEN_8) X(TURBO_2, TURBO_2) X(TURBO_3, TURBO_3) X(TURBO_4, TURBO_4) X(NVFP4, NVFP4) X(FP8, FP8)            \
-        X(TIER_2, NORMED_2) X(TIER_3, NORMED_3)
+    X(TOKEN_8, TOKEN_8)                                                                                                    \
+    X(TURBO_2, TURBO_2) X(TURBO_3, TURBO_3) X(TURBO_4, TURBO_4) X(NVFP4, NVFP4) X(FP8, FP8) X(TIER_2, NORMED_2)            \
+        X(TIER_3, NORMED_3)
 
 namespace {
 
