@@ -37,6 +37,7 @@ fi
 run 200 attend.jsonl "$check" attend
 run 120 prefill.jsonl "$check" prefill
 run 60 product_time.txt "$check" product time
+run 60 linear.jsonl "$check" linear
 if [ -n "$model" ]; then
     for kv in f16 q8_0 kivi2 turbo3 nvfp4; do
         run 60 "compare_$kv.txt" "$check" compare "$model" "$kv"
