@@ -34,12 +34,12 @@
     X(NORMED_4, NORMED_4)                                                                                                  \
     X(TOKEN_4, TOKEN_4)                                                                                                    \
     X(TOKEN_8, TOKEN_8)                                                                                                    \
-    X(TURBO_2, TURBO_2) X(TURBO_3, TURBO_3) X(TURBO_4, TURBO_4) X(NVFP4, NVFP4) X(FP8, FP8) X(TIER_2, NORMED_2)            \
-        X(TIER_3, NORMED_3)
+    X(TURBO_2, TURBO_2)                                                                                                    \
+    X(TURBO_3, TURBO_3) X(TURBO_4, TURBO_4) X(NVFP4, NVFP4) X(FP8, FP8) X(TIER_2, NORMED_2) X(TIER_3, NORMED_3)
 
 namespace {
 
-constexpr int HD = KVQ_HEAD_DIM, N_J = HD / 16, N_WARPS = 8, LD = HD + 4 /* of float rows, free of bank conflicts */;
+constexpr int HD = KVQ_HEAD_DIM, N_J = HD / 16, N_WARPS = HD <= 128 ? 8 : 4, LD = HD + 4 /* free of bank conflicts */;
 constexpr int PER_LANE = (HD + 31) / 32; /* elements of a column: lane + 32 n */
 constexpr float LOG2E = 1.44269504f, NO_MAX = -1e30f;
 
@@ -125,22 +125,23 @@ __device__ __forceinline__ void put_column(float (&x)[PER_LANE], bool rotate, bo
 template <int NT>
 __device__ __forceinline__ void prepare_columns(const unit_state<NT> &w, bool has_raw, column_block<HD, NT> *cols) {
     const attend_args &a = *w.a;
-    float values[NT][PER_LANE]; /* all loads in flight at once */
+    constexpr int PER_WARP = 8 * NT / N_WARPS;
+    float values[PER_WARP][PER_LANE]; /* all loads in flight at once */
 #pragma unroll
-    for (int i = 0; i < NT; i++) {
-        int c = w.u.first_col + w.warp + 8 * i, token = c / w.head_group, head = c - token * w.head_group;
+    for (int i = 0; i < PER_WARP; i++) {
+        int col = w.warp + N_WARPS * i, c = w.u.first_col + col, token = c / w.head_group, head = c - token * w.head_group;
         const float *q = a.q + ((size_t)(w.u.row + token) * a.n_head + w.u.head * w.head_group + head) * HD;
 #pragma unroll
         for (int n = 0; n < PER_LANE; n++)
-            values[i][n] = w.warp + 8 * i < (int)w.u.n_cols && w.lane + 32 * n < HD ? q[w.lane + 32 * n] : 0.0f;
+            values[i][n] = col < (int)w.u.n_cols && w.lane + 32 * n < HD ? q[w.lane + 32 * n] : 0.0f;
     }
-    static_assert(N_WARPS == 8, "a warp for each column of a tile");
 #pragma unroll
-    for (int i = 0; i < NT; i++) {
+    for (int i = 0; i < PER_WARP; i++) {
+        int col = w.warp + N_WARPS * i;
         if (has_raw)
-            put_column<NT>(values[i], false, false, a.scale, w.warp + 8 * i, w.lane, &cols[0]);
+            put_column<NT>(values[i], false, false, a.scale, col, w.lane, &cols[0]);
         if (w.u.coded.n > 0)
-            put_column<NT>(values[i], a.k.rotated, a.k.offset > 0, a.scale, w.warp + 8 * i, w.lane, &cols[1]);
+            put_column<NT>(values[i], a.k.rotated, a.k.offset > 0, a.scale, col, w.lane, &cols[1]);
     }
 }
 
@@ -833,7 +834,7 @@ __device__ __forceinline__ void run_unit(const attend_args &a, uint32_t unit, ui
 }
 
 template <int NT, int KP, int VP>
-__global__ void __launch_bounds__(32 * N_WARPS, HD *NT <= 128 ? 2 : 1)
+__global__ void __launch_bounds__(32 * N_WARPS, HD *NT <= 128 || HD * NT == 256 && N_WARPS == 4 ? 2 : 1)
     attend_kernel(const __grid_constant__ attend_args a) {
     let_next_start();
     uint8_t *memory = shared_memory();

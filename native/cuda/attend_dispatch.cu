@@ -11,12 +11,17 @@
                                                        cudaStream_t stream);
 EACH_HEAD_DIM(DECLARE)
 
-/* Of a warp's ring, so that two blocks of heads of up to 128 elements fit an SM, and one of larger ones. */
-enum { RING_BYTES = 13824 };
+/* Of a warp's ring, so that two blocks fit an SM of compute capability 9.0; what columns and barriers need beside the
+ * rings. */
+enum { RING_BYTES = 13824, BESIDE_RINGS = 12 << 10 };
 
 uint32_t attend_ring_bytes(uint32_t head_dim, const tile_side *k, const tile_side *v) {
+    int shared = 0; /* of a block */
+    cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
     uint32_t f16_stage = 2 * 16 * head_dim * 2, stage = k->chunk_bytes + k->meta_bytes + v->chunk_bytes + v->meta_bytes;
-    uint32_t most = head_dim <= 128 ? RING_BYTES : 2 * RING_BYTES, n_stages = 2 * stage <= most ? 2 : 1;
+    uint32_t n_warps = head_dim <= 128 ? 8 : 4, most = RING_BYTES * (8 / n_warps);
+    uint32_t fits = ((uint32_t)shared - BESIDE_RINGS) / n_warps,
+             n_stages = 2 * stage <= (most < fits ? most : fits) ? 2 : 1;
     uint32_t n_bytes = n_stages * stage > f16_stage ? n_stages * stage : f16_stage;
     return (n_bytes + 127) / 128 * 128;
 }
