@@ -420,11 +420,16 @@ def gpu_rates(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def readme_gpu() -> str:
-    """The four caches of the README, each program's f16 among them."""
-    model = measured("h200_model.json")
+    """A few caches, where llama.cpp's f16 was measured too."""
+    rows = measured("h200_model.json")["rows"]
     shown = [("pykvq", "f16"), ("pykvq", "kivi4"), ("pykvq", "kivi2"), ("llama.cpp", "f16"), ("llama.cpp", "q4_0")]
-    rows = [row for name in shown for row in model["rows"] if (row["program"], row["kv"]) == name]
-    return markdown(gpu_rates(rows))
+    by_name = groups(rows, lambda row: (row["program"], row["kv"]))
+
+    def job(row: Row) -> tuple[Any, ...]:
+        return row["n_seq"], row["depth"], row["prompt"]
+
+    both = {job(row) for row in by_name["llama.cpp", "f16"]}
+    return markdown(gpu_rates([row for name in shown for row in by_name[name] if job(row) in both]))
 
 
 def memory() -> str:
