@@ -233,4 +233,6 @@ def test_sums_biases_and_gates_of_odd_widths(isa, tmp_path, monkeypatch):
     check(lib.pykvq_cpu_select(b"scalar"))
     want = logits()
     assert got.shape == (len(tokens), tiny.N_VOCAB) and want.std() > 0.3
-    np.testing.assert_allclose(got, want, atol=2e-4)
+    # 1e-6 apart, but where a key's or value's half float falls the other way; a wrong panel is wrong by about 1
+    np.testing.assert_allclose(got, want, atol=2e-3)
+    assert np.median(abs(got - want)) < 1e-4
