@@ -63,7 +63,7 @@ VEC_INLINE scaled_codes turbo_tile(const kvq_codec *codec, const uint8_t *tile, 
     }                                                                                                                      \
     static void expand_k_##id(const void *tile, uint32_t head_dim, float *out) {                                           \
         scaled_codes k = get_tile(&kvq_codec_##id##_k, tile, head_dim, bits);                                              \
-        expand_scaled_keys(&k, out);                                                                                       \
+        expand_scaled_keys(&k, false, out);                                                                                \
     }                                                                                                                      \
     static void mix_##id(const void *tile, uint32_t head_dim, uint32_t n_tokens, const float *p, uint32_t n_rows,          \
                          float *o) {                                                                                       \

@@ -130,23 +130,40 @@ VEC_INLINE void score_scaled(const scaled_codes *k, const void *prepared, uint32
     FOR_ROWS(n_rows, score_scaled_rows(k, prepared, n_rows, row, n_r, add, logits));
 }
 
-/* out: (n, 64) */
-VEC_INLINE void expand_scaled_keys(const scaled_codes *k, float *out) {
+VEC_INLINE vf32 level_of(const scaled_codes *c, vf32 byte, vf32 scale) {
+    return vf_mul(vf_sub(byte, vf_set1((float)c->bias)), scale);
+}
+
+/* The first two strides of a Hadamard matrix between channels d .. d + 3; y: from row d on */
+VEC_INLINE void store_rotating(const vf32 x[4], float *y) {
+    vf32 a = vf_add(x[0], x[1]), b = vf_sub(x[0], x[1]), c = vf_add(x[2], x[3]), d = vf_sub(x[2], x[3]);
+    vf_store(y, vf_add(a, c));
+    vf_store(y + KVQ_TILE, vf_add(b, d));
+    vf_store(y + 2 * KVQ_TILE, vf_sub(a, c));
+    vf_store(y + 3 * KVQ_TILE, vf_sub(b, d));
+}
+
+/* out: (n, 64), tokens in lanes; rotating: with two strides of the rotation on the way back */
+VEC_INLINE void expand_scaled_keys(const scaled_codes *k, const bool rotating, float *out) {
     const uint32_t step = k->codes.bits % 2 ? 2 : 1;
     for (uint32_t piece = 0; piece < N_PIECES; piece++)
         for (uint32_t i = 0; i < k->codes.n / 4; i += step)
 #pragma GCC unroll 2
             for (uint32_t odd = 0; odd < step; odd++) {
-                vi32 x[4];
-                load_dots(&k->codes, i + odd, odd, piece, x);
+                vi32 dots[4];
+                load_dots(&k->codes, i + odd, odd, piece, dots);
 #pragma GCC unroll 4
                 for (uint32_t g = 0; g < 4; g++) {
                     uint32_t d = 4 * (i + odd), t = 16 * g + VF * piece;
-                    vf32 scale = vf_mul(load_scales(k, d / k->block, t), vf_set1(k->unit));
+                    vf32 x[4], scale = vf_mul(load_scales(k, d / k->block, t), vf_set1(k->unit));
 #pragma GCC unroll 4
                     for (uint32_t b = 0; b < 4; b++)
-                        vf_store(out + (d + b) * KVQ_TILE + t,
-                                 vf_mul(vf_sub(byte_to_f32(x[g], (int)b), vf_set1((float)k->bias)), scale));
+                        x[b] = level_of(k, byte_to_f32(dots[g], (int)b), scale);
+                    if (rotating)
+                        store_rotating(x, out + d * KVQ_TILE + t);
+#pragma GCC unroll 4
+                    for (uint32_t b = 0; !rotating && b < 4; b++)
+                        vf_store(out + (d + b) * KVQ_TILE + t, x[b]);
                 }
             }
 }

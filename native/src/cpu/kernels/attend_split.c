@@ -95,40 +95,6 @@ VEC_INLINE void mix_split(const split_tile *s, const float *p, uint32_t n_rows, 
 
 /* ---- many rows ---- */
 
-/* The first two strides of a Hadamard matrix between channels d .. d + 3; y: from row d on */
-VEC_INLINE void store_rotating(const vf32 x[4], float *y) {
-    vf32 a = vf_add(x[0], x[1]), b = vf_sub(x[0], x[1]), c = vf_add(x[2], x[3]), d = vf_sub(x[2], x[3]);
-    vf_store(y, vf_add(a, c));
-    vf_store(y + KVQ_TILE, vf_add(b, d));
-    vf_store(y + 2 * KVQ_TILE, vf_sub(a, c));
-    vf_store(y + 3 * KVQ_TILE, vf_sub(b, d));
-}
-
-VEC_INLINE vf32 level_of(const scaled_codes *c, vf32 byte, vf32 scale) {
-    return vf_mul(vf_sub(byte, vf_set1((float)c->bias)), scale);
-}
-
-/* y: (n, 64), tokens in lanes, two strides of the rotation on the way back */
-VEC_INLINE void expand_set_keys(const scaled_codes *k, float *y) {
-    const uint32_t step = k->codes.bits % 2 ? 2 : 1;
-    for (uint32_t piece = 0; piece < N_PIECES; piece++)
-        for (uint32_t i = 0; i < k->codes.n / 4; i += step)
-#pragma GCC unroll 2
-            for (uint32_t odd = 0; odd < step; odd++) {
-                vi32 dots[4];
-                load_dots(&k->codes, i + odd, odd, piece, dots);
-#pragma GCC unroll 4
-                for (uint32_t g = 0; g < 4; g++) {
-                    uint32_t t = 16 * g + VF * piece;
-                    vf32 x[4], scale = vf_mul(load_scales(k, 0, t), vf_set1(k->unit));
-#pragma GCC unroll 4
-                    for (uint32_t b = 0; b < 4; b++)
-                        x[b] = level_of(k, byte_to_f32(dots[g], (int)b), scale);
-                    store_rotating(x, y + 4 * (i + odd) * KVQ_TILE + t);
-                }
-            }
-}
-
 /* The bytes of a V tile's codes, turned over: (n, 64) */
 VEC_INLINE void turn_codes(const packed *c, uint8_t *rows) {
     for (uint32_t channel = 0; channel < c->n; channel += 16) {
@@ -150,7 +116,7 @@ VEC_INLINE void turn_codes(const packed *c, uint8_t *rows) {
     }
 }
 
-/* The same of V */
+/* y: (n, 64), two strides of the rotation on the way back */
 VEC_INLINE void expand_set_values(const scaled_codes *v, float *y) {
     _Alignas(64) uint8_t codes[KVQ_MAX_HEAD_DIM * KVQ_TILE];
     turn_codes(&v->codes, codes);
@@ -175,7 +141,7 @@ VEC_INLINE void expand_split(split_tile *s, const bool is_k, float *x) {
         uint32_t n = s->sets[i].codes.n;
         s->sets[i].unit /= sqrtf((float)kvq_rotate_block(n));
         if (is_k)
-            expand_set_keys(&s->sets[i], y);
+            expand_scaled_keys(&s->sets[i], true, y);
         else
             expand_set_values(&s->sets[i], y);
         hadamard_rows(y, n, 4);
