@@ -1,11 +1,13 @@
 #!/bin/bash
 # Builds, checks and times the CUDA backend on a machine with a GPU and nvcc, in about ten minutes. Results go to the folder
-# given. With the package installed there with CUDA, its engines are tested too. Run from a checkout:
+# given; tools/bench/collect_gpu.py puts them into the result files. With the package installed there with CUDA, its engines
+# are tested too. Run from a checkout:
 #   tools/h200_check.sh OUT [MODEL.gguf]
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?folder for the results} model=${2:-}
 mkdir -p "$out"
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1 > "$out/device.txt"
 arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
 cmake -S . -B build-cuda -DCMAKE_BUILD_TYPE=Release -DPYKVQ_PYTHON=OFF -DPYKVQ_CUDA=ON \
     -DCMAKE_CUDA_ARCHITECTURES="${arch/#90/90a}-real" > "$out/configure.log" 2>&1
@@ -36,7 +38,7 @@ fi
 
 run 200 attend.jsonl "$check" attend
 run 120 prefill.jsonl "$check" prefill
-run 60 product_time.txt "$check" product time
+run 60 product_time.jsonl "$check" product time
 run 60 linear.jsonl "$check" linear
 if [ -n "$model" ]; then
     for kv in f16 q8_0 kivi2 turbo3 nvfp4; do
