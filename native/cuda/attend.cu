@@ -8,6 +8,8 @@
  *
  * Compiled once per head_dim (KVQ_HEAD_DIM), so that the compilations run side by side.
  */
+#include "attend_merge.cuh"
+#include "attend_unit.cuh"
 #include "levels.cuh"
 #include "tiers.cuh"
 
@@ -39,10 +41,6 @@
 
 namespace {
 
-constexpr int HD = KVQ_HEAD_DIM, N_J = HD / 16, N_WARPS = HD <= 128 ? 8 : 4, LD = HD + 4 /* free of bank conflicts */;
-constexpr int PER_LANE = (HD + 31) / 32; /* elements of a column: lane + 32 n */
-constexpr float LOG2E = 1.44269504f, NO_MAX = -1e30f;
-
 enum { K_SIDE, V_SIDE };
 
 /* A warp's stages of { K, V } in shared memory; the copies into a side of a stage have a barrier. */
@@ -52,154 +50,7 @@ struct copy_ring {
     uint32_t parity; /* of the phase that is waited for next, a bit for each barrier */
 };
 
-template <int NT> struct unit_state {
-    const attend_args *a;
-    attend_unit u;
-    const column_block<HD, NT> *cols; /* for the tiles under way: as they are, or rotated */
-    float *bias;                      /* (n_pairs, { C, S }, columns) of kv/key_bias.h, as base-2 logits */
-    int warp, lane, head_group;
-};
-
-/* ---- columns ---- */
-
-/* The Hadamard of kv/rotate.h over a column that lies in the lanes of a warp; without its factor and signs. */
-__device__ __forceinline__ void hadamard_lanes(float (&x)[PER_LANE], int lane) {
-    constexpr int N = HD & -HD;
-#pragma unroll
-    for (int stride = 1; stride < N && stride < 32; stride *= 2)
-#pragma unroll
-        for (int n = 0; n < PER_LANE; n++) {
-            float other = __shfl_xor_sync(~0u, x[n], stride);
-            x[n] = lane & stride ? other - x[n] : x[n] + other;
-        }
-#pragma unroll
-    for (int stride = 1; stride < N / 32; stride *= 2)
-#pragma unroll
-        for (int n = 0; n < PER_LANE; n++)
-            if (!(n & stride)) {
-                float a = x[n], b = x[n + stride];
-                x[n] = a + b;
-                x[n + stride] = a - b;
-            }
-}
-
-/* A column's query as B fragments: rotated if wanted, normed by its largest element. */
-template <int NT>
-__device__ __forceinline__ void put_column(float (&x)[PER_LANE], bool rotate, bool with_sums, float scale, int col,
-                                           int lane, column_block<HD, NT> *cols) {
-    if (rotate) {
-#pragma unroll
-        for (int n = 0; n < PER_LANE; n++)
-            x[n] = rotate_negative(lane + 32 * n) ? -x[n] : x[n];
-        hadamard_lanes(x, lane);
-    }
-    float max = 0.0f;
-#pragma unroll
-    for (int n = 0; n < PER_LANE; n++)
-        max = fmaxf(max, fabsf(x[n]));
-#pragma unroll
-    for (int k = 16; k > 0; k /= 2)
-        max = fmaxf(max, __shfl_xor_sync(~0u, max, k));
-    float norm = max > 0.0f ? max : 1.0f;
-    if (lane == 0)
-        cols->scale[col] = norm * (rotate ? hadamard_factor<HD>() : 1.0f) * scale * LOG2E;
-    __half *q = reinterpret_cast<__half *>(cols->q);
-#pragma unroll
-    for (int n = 0; n < PER_LANE; n++) {
-        int d = lane + 32 * n, at = d % 16;
-        __half rounded = __float2half_rn(x[n] / norm);
-        if (d < HD)
-            q[((d / 16 * NT + col / 8) * 32 + col % 8 * 4 + at % 8 / 2) * 4 + at / 8 * 2 + at % 2] = rounded;
-        if (with_sums) {
-            float sum = __half2float(rounded);
-#pragma unroll
-            for (int k = 16; k > 0; k /= 2)
-                sum += __shfl_xor_sync(~0u, sum, k);
-            if (lane == 0)
-                cols->q_sum[n][col] = sum;
-        }
-    }
-}
-
-/* Queries of the unit, for f16 tiles in cols[0] and for encoded ones in cols[1], as far as it has such tiles. */
-template <int NT>
-__device__ __forceinline__ void prepare_columns(const unit_state<NT> &w, bool has_raw, column_block<HD, NT> *cols) {
-    const attend_args &a = *w.a;
-    constexpr int PER_WARP = 8 * NT / N_WARPS;
-    float values[PER_WARP][PER_LANE]; /* all loads in flight at once */
-#pragma unroll
-    for (int i = 0; i < PER_WARP; i++) {
-        int col = w.warp + N_WARPS * i, c = w.u.first_col + col, token = c / w.head_group, head = c - token * w.head_group;
-        const float *q = a.q + ((size_t)(w.u.row + token) * a.n_head + w.u.head * w.head_group + head) * HD;
-#pragma unroll
-        for (int n = 0; n < PER_LANE; n++)
-            values[i][n] = col < (int)w.u.n_cols && w.lane + 32 * n < HD ? q[w.lane + 32 * n] : 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < PER_WARP; i++) {
-        int col = w.warp + N_WARPS * i;
-        if (has_raw)
-            put_column<NT>(values[i], false, false, a.scale, col, w.lane, &cols[0]);
-        if (w.u.coded.n > 0)
-            put_column<NT>(values[i], a.k.rotated, a.k.offset > 0, a.scale, col, w.lane, &cols[1]);
-    }
-}
-
-/* ---- the key bias of encoded tiles ---- */
-
-template <int NT> __device__ void prepare_bias(const unit_state<NT> &w) {
-    constexpr int N_COLS = 8 * NT;
-    const attend_args &a = *w.a;
-    for (uint32_t i = threadIdx.x; i < a.bias.n_pairs * N_COLS; i += blockDim.x) {
-        uint32_t pair = i / N_COLS, col = i % N_COLS, at = w.u.head * a.bias.n_pairs + pair;
-        float C = 0.0f, S = 0.0f;
-        if (col < w.u.n_cols) {
-            uint32_t c = w.u.first_col + col, row = w.u.row + c / w.head_group,
-                     head = w.u.head * w.head_group + c % w.head_group;
-            const float *q = a.q + ((size_t)row * a.n_head + head) * HD;
-            float q_c = q[a.bias.c[at]], q_s = q[a.bias.s[at]], factor = a.scale * LOG2E;
-            C = (q_c * a.bias.b_c[at] + q_s * a.bias.b_s[at]) * factor;
-            S = (q_s * a.bias.b_c[at] - q_c * a.bias.b_s[at]) * factor;
-        }
-        w.bias[2 * pair * N_COLS + col] = C;
-        w.bias[(2 * pair + 1) * N_COLS + col] = S;
-    }
-}
-
-/* s += A cos(f t) + B sin(f t); pos: of the first token of the step */
-template <int NT, int NB>
-__device__ __forceinline__ void add_bias(const unit_state<NT> &w, int pos, float (&s)[NB][NT][4]) {
-    constexpr int N_COLS = 8 * NT;
-    const bias_tables &bias = w.a->bias;
-    const float *turn = bias.turn + ((size_t)w.u.head * bias.n_tiles + pos / TILE_TOKENS) * 2 * bias.n_pairs;
-    const float *cos_wave = bias.wave + (size_t)w.u.head * 2 * bias.n_pairs * TILE_TOKENS + pos % TILE_TOKENS + w.lane / 4;
-    const float *sin_wave = cos_wave + bias.n_pairs * TILE_TOKENS;
-#pragma unroll 1
-    for (uint32_t i = 0; i < bias.n_pairs; i++) {
-        float cos_start = __ldg(&turn[i]), sin_start = __ldg(&turn[bias.n_pairs + i]);
-#pragma unroll
-        for (int n = 0; n < 2 * NT; n++) {
-            int col = 8 * (n / 2) + w.lane % 4 * 2 + n % 2;
-            float C = w.bias[2 * i * N_COLS + col], S = w.bias[(2 * i + 1) * N_COLS + col];
-            float A = C * cos_start + S * sin_start, B = S * cos_start - C * sin_start;
-#pragma unroll
-            for (int b = 0; b < NB; b++)
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    int t = 16 * b + 8 * half;
-                    s[b][n / 2][n % 2 + 2 * half] += A * __ldg(&cos_wave[i * TILE_TOKENS + t]) +
-                                                     B * __ldg(&sin_wave[i * TILE_TOKENS + t]);
-                }
-        }
-    }
-}
-
 /* ---- logits ---- */
-
-/* cap * tanh(x / cap) */
-__device__ __forceinline__ float capped(float x, float cap) {
-    return cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(__fdividef(2.0f * LOG2E * x, cap)));
-}
 
 /* Key bias and cap, for logits that are not yet relative to the maximum. pos: of the first token of the step */
 template <int NT, int NB, bool CODED>
@@ -493,202 +344,6 @@ __device__ __forceinline__ void run_walk(const unit_state<NT> &w, tile_walk &t, 
     }
 }
 
-/* ---- from f16 tiles to encoded ones ---- */
-
-/* O as the sums over encoded tiles have it: in their basis and unit. */
-template <int NT> __device__ __forceinline__ void to_coded_basis(const tile_side &v, int lane, output_block<HD, NT> &out) {
-    constexpr int N = HD & -HD; /* element 16 j + 8 half + lane / 4 */
-    float unit = (v.rotated ? hadamard_factor<HD>() : 1.0f) / v.unit;
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-        for (int c = 0; c < 2; c++) {
-            float x[2 * N_J]; /* (j, half) */
-#pragma unroll
-            for (int i = 0; i < 2 * N_J; i++) {
-                x[i] = out.o[i / 2][nt][c + i % 2 * 2];
-                if (v.rotated && rotate_negative(8 * i + lane / 4))
-                    x[i] = -x[i];
-            }
-            if (v.rotated) {
-#pragma unroll
-                for (int stride = 1; stride < 8; stride *= 2)
-#pragma unroll
-                    for (int i = 0; i < 2 * N_J; i++) {
-                        float other = __shfl_xor_sync(~0u, x[i], 4 * stride);
-                        x[i] = lane / 4 & stride ? other - x[i] : x[i] + other;
-                    }
-#pragma unroll
-                for (int stride = 1; stride < N / 8; stride *= 2)
-#pragma unroll
-                    for (int i = 0; i < 2 * N_J; i++)
-                        if (!(i & stride)) {
-                            float first = x[i], second = x[i + stride];
-                            x[i] = first + second;
-                            x[i + stride] = first - second;
-                        }
-            }
-#pragma unroll
-            for (int i = 0; i < 2 * N_J; i++)
-                out.o[i / 2][nt][c + i % 2 * 2] = x[i] * unit *
-                                                  (float)(1 << (i % 2 * v.row_shift + i / 2 % 2 * v.block_shift));
-        }
-}
-
-/* ---- merging ---- */
-
-/* Results to be merged, in shared memory: of the warps of a block, then of units. */
-struct merge_parts {
-    float *o;         /* (part, column, LD) */
-    float *max, *sum; /* (part, column) */
-};
-
-/* What is left of a warp's registers when its tiles are done. */
-template <int NT>
-__device__ __forceinline__ void put_part(const unit_state<NT> &w, const tile_side &v, const output_block<HD, NT> &out,
-                                         const merge_parts &parts) {
-    constexpr int N_COLS = 8 * NT;
-    int group = v.path == PATH_AFFINE_2_G64 ? 64 : 32;
-    float zero_factor = v.offset > 0 ? -(float)v.offset : 1.0f;
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-        for (int c = 0; c < 2; c++) {
-            int col = 8 * nt + w.lane % 4 * 2 + c, row = w.warp * N_COLS + col;
-            if (w.lane < 4) {
-                parts.max[row] = out.limit[nt][c] < 0.0f ? NO_MAX : out.max[nt][c];
-                parts.sum[row] = out.zero[nt][2 + c];
-            }
-            float *o = parts.o + row * LD + w.lane / 4;
-#pragma unroll
-            for (int j = 0; j < N_J; j++) {
-                /* the zero of channel group g lies in row g: lane 4 g + lane % 4, the first half of rows */
-                float zero = __shfl_sync(~0u, out.zero[nt][c], 16 * j / group % 8 * 4 + w.lane % 4) * zero_factor;
-                float unit = v.unit / (float)(1 << (j % 2 * v.block_shift));
-                o[16 * j] = out.o[j][nt][c] * unit + zero;
-                o[16 * j + 8] = out.o[j][nt][c + 2] * (unit / (float)(1 << v.row_shift)) + zero;
-            }
-        }
-}
-
-/* The largest maximum of a column's parts, their sum against it, and each part's factor. */
-__device__ __forceinline__ float2 merge_factors(const merge_parts &parts, int n_parts, int n_cols, int col,
-                                                float (&factors)[N_WARPS]) {
-    float max = NO_MAX, sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < N_WARPS; i++)
-        max = fmaxf(max, i < n_parts ? parts.max[i * n_cols + col] : NO_MAX);
-#pragma unroll
-    for (int i = 0; i < N_WARPS; i++) {
-        factors[i] = i < n_parts ? exp2_fast(parts.max[i * n_cols + col] - max) : 0.0f;
-        sum += i < n_parts ? parts.sum[i * n_cols + col] * factors[i] : 0.0f;
-    }
-    return make_float2(max, sum);
-}
-
-/* The block's share of an output, for the block that merges its units. */
-template <int NT>
-__device__ __forceinline__ void publish(const attend_args &a, const attend_unit &u, uint32_t unit,
-                                        const merge_parts &parts) {
-    constexpr int N_COLS = 8 * NT;
-    for (int i = threadIdx.x; i < (int)u.n_cols * (HD / 4); i += blockDim.x) {
-        int col = i / (HD / 4), d = i % (HD / 4) * 4;
-        float factors[N_WARPS];
-        float2 max_sum = merge_factors(parts, N_WARPS, N_COLS, col, factors);
-        float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll
-        for (int n = 0; n < N_WARPS; n++) {
-            float4 part = *reinterpret_cast<const float4 *>(&parts.o[(n * N_COLS + col) * LD + d]);
-            value.x += factors[n] * part.x;
-            value.y += factors[n] * part.y;
-            value.z += factors[n] * part.z;
-            value.w += factors[n] * part.w;
-        }
-        __stcg(&reinterpret_cast<float4 *>(a.partial)[(size_t)unit * N_COLS * (HD / 4) + i], value);
-        if (d == 0)
-            __stcg(&reinterpret_cast<float2 *>(a.partial_max)[(size_t)unit * N_COLS + col], max_sum);
-    }
-}
-
-/* Gathers the units of an output into parts; returns how many. */
-template <int NT>
-__device__ __forceinline__ int gather(const attend_args &a, const attend_unit &u, const merge_parts &parts) {
-    constexpr int N_COLS = 8 * NT, BATCH = 12;
-    const float4 *all = reinterpret_cast<const float4 *>(a.partial) + (size_t)u.first_unit * N_COLS * (HD / 4);
-    const float2 *all_max = reinterpret_cast<const float2 *>(a.partial_max) + (size_t)u.first_unit * N_COLS;
-    int n_vectors = u.n_cols * (HD / 4), n_parts = (int)blockDim.x / n_vectors;
-    n_parts = n_parts < 1 ? 1 : n_parts > N_WARPS ? N_WARPS : n_parts;
-    for (int i = threadIdx.x; i < n_vectors * n_parts; i += blockDim.x) {
-        int vector = i % n_vectors, part = i / n_vectors, col = vector / (HD / 4), d = vector % (HD / 4) * 4;
-        float max = NO_MAX, sum = 0.0f;
-        float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        for (int first = part; first < (int)u.n_units; first += BATCH * n_parts) {
-            float2 max_sum[BATCH]; /* all loads in flight at once */
-            float4 x[BATCH];
-#pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                int n = first + i * n_parts < (int)u.n_units ? first + i * n_parts : part;
-                max_sum[i] = __ldcg(&all_max[(size_t)n * N_COLS + col]);
-                x[i] = __ldcg(&all[(size_t)n * N_COLS * (HD / 4) + vector]);
-            }
-#pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                if (first + i * n_parts >= (int)u.n_units)
-                    break;
-                float top = fmaxf(max, max_sum[i].x), old = exp2_fast(max - top), factor = exp2_fast(max_sum[i].x - top);
-                value.x = value.x * old + factor * x[i].x;
-                value.y = value.y * old + factor * x[i].y;
-                value.z = value.z * old + factor * x[i].z;
-                value.w = value.w * old + factor * x[i].w;
-                sum = sum * old + factor * max_sum[i].y;
-                max = top;
-            }
-        }
-        *reinterpret_cast<float4 *>(&parts.o[(part * N_COLS + col) * LD + d]) = value;
-        if (d == 0) {
-            parts.max[part * N_COLS + col] = max;
-            parts.sum[part * N_COLS + col] = sum;
-        }
-    }
-    return n_parts;
-}
-
-/* Merges the parts, turns back what is rotated, divides. A warp per column. */
-template <int NT>
-__device__ __forceinline__ void write_output(const unit_state<NT> &w, const merge_parts &parts, int n_parts) {
-    const attend_args &a = *w.a;
-    for (int col = w.warp; col < (int)w.u.n_cols; col += N_WARPS) {
-        float factors[N_WARPS], x[PER_LANE];
-        float2 max_sum = merge_factors(parts, n_parts, 8 * NT, col, factors);
-#pragma unroll
-        for (int n = 0; n < PER_LANE; n++) {
-            x[n] = 0.0f;
-            for (int i = 0; i < n_parts && w.lane + 32 * n < HD; i++)
-                x[n] += exp2_fast(parts.max[i * 8 * NT + col] - max_sum.x) *
-                        parts.o[(i * 8 * NT + col) * LD + w.lane + 32 * n];
-        }
-        int c = w.u.first_col + col, head = w.u.head * w.head_group + c % w.head_group;
-        float factor = 1.0f, sum = max_sum.y;
-        if (a.sink_logits != NULL) {
-            float sink = a.sink_logits[head] * LOG2E, top = fmaxf(max_sum.x, sink);
-            factor = exp2_fast(max_sum.x - top);
-            sum = sum * factor + exp2_fast(sink - top);
-        }
-        if (a.v.rotated) {
-            hadamard_lanes(x, w.lane);
-            factor *= hadamard_factor<HD>();
-        }
-        float *o = a.o + ((size_t)(w.u.row + c / w.head_group) * a.n_head + head) * HD;
-#pragma unroll
-        for (int n = 0; n < PER_LANE; n++) {
-            int d = w.lane + 32 * n;
-            float value = x[n] * factor / sum;
-            if (d < HD)
-                o[d] = a.v.rotated && rotate_negative(d) ? -value : value;
-        }
-    }
-}
-
 /* ---- a unit ---- */
 
 template <int NT> struct shared_block {
@@ -705,7 +360,7 @@ template <int NT> __host__ __device__ inline size_t bias_bytes(uint32_t n_pairs)
     return ((size_t)n_pairs * 2 * 8 * NT * sizeof(float) + 127) / 128 * 128;
 }
 
-/* Bytes of a path's codes of one token: of those that specialised kernels read. */
+/* Bits of a path's codes, of those that specialised kernels read; of tiers, of the type they are named for. */
 __device__ constexpr uint32_t path_bits(int path) {
     switch (path) {
     case PATH_F16:
@@ -883,11 +538,10 @@ size_t shared_bytes(int n_tiles, uint32_t ring_bytes, uint32_t n_pairs) {
 #define NAME1(name, hd) NAME2(name, hd)
 
 /* n_tiles: column tiles of 8, 1 or 2. Returns 0 if the GPU cannot hold a block. */
-extern "C" int NAME1(kvq_cuda_attend_blocks, KVQ_HEAD_DIM)(int n_tiles, uint32_t k_path, uint32_t v_path,
-                                                           uint32_t ring_bytes, uint32_t n_pairs) {
+extern "C" int NAME1(kvq_cuda_attend_blocks, KVQ_HEAD_DIM)(int n_tiles, const attend_args *args) {
     int n = 0;
-    size_t shared = shared_bytes(n_tiles, ring_bytes, n_pairs);
-    kernel f = kernel_for(n_tiles, k_path, v_path);
+    size_t shared = shared_bytes(n_tiles, args->ring_bytes, args->bias.n_pairs);
+    kernel f = kernel_for(n_tiles, args->k.path, args->v.path);
     if (cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) != cudaSuccess ||
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, f, 32 * N_WARPS, shared) != cudaSuccess)
         return 0;

@@ -1,11 +1,8 @@
 /* One attention kernel per head_dim: which of them to call. */
 #include "attend.h"
 
-#define EACH_HEAD_DIM(X) X(16) X(32) X(64) X(80) X(96) X(112) X(128) X(256)
-
 #define DECLARE(hd)                                                                                                        \
-    extern "C" int kvq_cuda_attend_blocks_##hd(int n_tiles, uint32_t k_path, uint32_t v_path, uint32_t ring_bytes,         \
-                                               uint32_t n_pairs);                                                          \
+    extern "C" int kvq_cuda_attend_blocks_##hd(int n_tiles, const attend_args *args);                                      \
     extern "C" cudaError_t kvq_cuda_attend_attributes_##hd(cudaFuncAttributes *out);                                       \
     extern "C" cudaError_t kvq_cuda_attend_launch_##hd(int n_tiles, const attend_args *args, uint32_t n_blocks,            \
                                                        cudaStream_t stream);
@@ -19,19 +16,18 @@ uint32_t attend_ring_bytes(uint32_t head_dim, const tile_side *k, const tile_sid
     int shared = 0; /* of a block */
     cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
     uint32_t f16_stage = 2 * 16 * head_dim * 2, stage = k->chunk_bytes + k->meta_bytes + v->chunk_bytes + v->meta_bytes;
-    uint32_t n_warps = head_dim <= 128 ? 8 : 4, most = RING_BYTES * (8 / n_warps);
+    uint32_t n_warps = attend_warps(head_dim), most = RING_BYTES * (8 / n_warps);
     uint32_t fits = ((uint32_t)shared - BESIDE_RINGS) / n_warps,
              n_stages = 2 * stage <= (most < fits ? most : fits) ? 2 : 1;
     uint32_t n_bytes = n_stages * stage > f16_stage ? n_stages * stage : f16_stage;
     return (n_bytes + 127) / 128 * 128;
 }
 
-int attend_blocks_per_sm(uint32_t head_dim, int n_tiles, const tile_side *k, const tile_side *v, uint32_t n_pairs) {
-    uint32_t ring_bytes = attend_ring_bytes(head_dim, k, v);
+int attend_blocks_per_sm(uint32_t head_dim, int n_tiles, const attend_args *args) {
     switch (head_dim) {
 #define BLOCKS(hd)                                                                                                         \
     case hd:                                                                                                               \
-        return kvq_cuda_attend_blocks_##hd(n_tiles, k->path, v->path, ring_bytes, n_pairs);
+        return kvq_cuda_attend_blocks_##hd(n_tiles, args);
         EACH_HEAD_DIM(BLOCKS)
     }
     return 0;

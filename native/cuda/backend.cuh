@@ -23,7 +23,6 @@ enum { MAX_ROPES = 2, MAX_VARIANTS = 32, MAX_GRAPHS = 64, MAX_SPANS = 1 << 12, M
 /* A way to cut a step's attention, shared by the layers that cut alike. */
 struct variant {
     plan_shape shape;
-    uint32_t n_blocks;  /* launched */
     attend_unit *units; /* (max_units) device */
     uint32_t *n_units;  /* device */
     attend_unit *host_units;

@@ -179,22 +179,47 @@ void op_store(kvq_backend *be, const kvq_heads *h) {
     launch_store(a, c->batch->n_tokens, c->stream);
 }
 
+/* What attention of short and of long spans takes alike (attend_args, prefill_args); false if it cannot read the tiles. */
+template <typename A> static bool fill_attention(const cuda_backend *c, const kvq_attention *t, A *a) {
+    const kvq_kv_layer *kv = t->kv;
+    tile_format format;
+    if (!describe_codec(kv->k, kv->head_dim, &a->k, &format) || !describe_codec(kv->v, kv->head_dim, &a->v, &format))
+        return false;
+    a->bias = bias_of(kv);
+    a->q = t->q;
+    a->o = t->o;
+    a->tables = c->device.tables[t->group];
+    a->raw = (const uint8_t *)kv->raw;
+    a->coded = kv->coded;
+    a->k_tile_bytes = (uint32_t)kv->k_tile_bytes;
+    a->v_tile_bytes = (uint32_t)kv->v_tile_bytes;
+    a->n_head = t->n_head;
+    a->n_head_kv = kv->n_head_kv;
+    a->sink_logits = t->sink_logits;
+    a->scale = t->scale;
+    a->softcap = t->softcap;
+    a->window = t->window;
+    return true;
+}
+
+static const char NO_KERNEL[] = "attention: a KV type that the GPU has no kernel for";
+
 /* Spans of a few tokens: units of 8 or 16 columns. */
 static void attend_short(cuda_backend *c, const kvq_attention *t, uint32_t longest) {
-    const kvq_kv_layer *kv = t->kv;
     attend_args a = {};
-    tile_format format;
-    describe_codec(kv->k, kv->head_dim, &a.k, &format);
-    describe_codec(kv->v, kv->head_dim, &a.v, &format);
-    a.bias = bias_of(kv);
+    if (!fill_attention(c, t, &a)) {
+        c->refusal = NO_KERNEL;
+        return;
+    }
+    uint32_t head_dim = t->kv->head_dim;
     plan_shape shape = {};
     shape.group = t->group;
     shape.window = t->window;
-    shape.n_head_kv = kv->n_head_kv;
-    shape.head_group = t->n_head / kv->n_head_kv;
+    shape.n_head_kv = a.n_head_kv;
+    shape.head_group = a.n_head / a.n_head_kv;
     shape.n_cols = longest * shape.head_group <= 8 ? 8 : 16;
-    a.ring_bytes = attend_ring_bytes(kv->head_dim, &a.k, &a.v);
-    int per_sm = attend_blocks_per_sm(kv->head_dim, shape.n_cols / 8, &a.k, &a.v, a.bias.n_pairs);
+    a.ring_bytes = attend_ring_bytes(head_dim, &a.k, &a.v);
+    int per_sm = attend_blocks_per_sm(head_dim, shape.n_cols / 8, &a);
     if (per_sm == 0) {
         c->refusal = "attention: a head_dim that the GPU has no kernel for";
         return;
@@ -205,54 +230,27 @@ static void attend_short(cuda_backend *c, const kvq_attention *t, uint32_t longe
         c->refusal = "attention: more shapes of layers than the backend was made for";
         return;
     }
-    a.q = t->q;
-    a.o = t->o;
     a.units = v->units;
     a.n_units = v->n_units;
-    a.tables = c->device.tables[t->group];
-    a.raw = (const uint8_t *)kv->raw;
-    a.coded = kv->coded;
     a.partial = c->partial;
     a.partial_max = c->partial_max;
     a.arrived = c->arrived;
-    a.k_tile_bytes = (uint32_t)kv->k_tile_bytes;
-    a.v_tile_bytes = (uint32_t)kv->v_tile_bytes;
-    a.n_head = t->n_head;
-    a.n_head_kv = kv->n_head_kv;
-    a.sink_logits = t->sink_logits;
-    a.scale = t->scale;
-    a.softcap = t->softcap;
-    a.window = t->window;
-    note(c, attend_launch(kv->head_dim, shape.n_cols / 8, &a, shape.n_blocks, c->stream));
+    note(c, attend_launch(head_dim, shape.n_cols / 8, &a, shape.n_blocks, c->stream));
 }
 
 static void attend_long(cuda_backend *c, const kvq_attention *t) {
-    const kvq_kv_layer *kv = t->kv;
     prefill_args a = {};
-    tile_format format;
-    describe_codec(kv->k, kv->head_dim, &a.k, &format);
-    describe_codec(kv->v, kv->head_dim, &a.v, &format);
-    a.bias = bias_of(kv);
+    if (!fill_attention(c, t, &a)) {
+        c->refusal = NO_KERNEL;
+        return;
+    }
     a.k_rotated = a.k.rotated && a.bias.n_pairs == 0; /* a bias is given back in the keys' own basis */
     a.v_rotated = a.v.rotated;
-    a.q = t->q;
-    a.o = t->o;
-    a.tables = c->device.tables[t->group];
-    a.raw = (const uint8_t *)kv->raw;
-    a.coded = kv->coded;
     a.staged = c->staged;
     a.staged_bytes = prefill_staged_bytes(&c->limits);
     a.partial = c->prefill_partial;
     a.max_sum = c->prefill_max_sum;
-    a.k_tile_bytes = (uint32_t)kv->k_tile_bytes;
-    a.v_tile_bytes = (uint32_t)kv->v_tile_bytes;
-    a.n_head = t->n_head;
-    a.n_head_kv = kv->n_head_kv;
-    a.head_dim = kv->head_dim;
-    a.sink_logits = t->sink_logits;
-    a.scale = t->scale;
-    a.softcap = t->softcap;
-    a.window = t->window;
+    a.head_dim = t->kv->head_dim;
     note(c, launch_prefill(&a, c->batch, c->tables_at[t->group], t->group, c->n_sms, c->stream));
 }
 
@@ -261,13 +259,6 @@ void op_attend(kvq_backend *be, const kvq_attention *t) {
     if (c->replay != NULL)
         return;
     flush_pending(c);
-    tile_side side;
-    tile_format format;
-    if (!describe_codec(t->kv->k, t->kv->head_dim, &side, &format) ||
-        !describe_codec(t->kv->v, t->kv->head_dim, &side, &format)) {
-        c->refusal = "attention: a KV type that the GPU has no kernel for";
-        return;
-    }
     uint32_t longest_short = 0;
     bool any_long = false;
     for (uint32_t i = 0; i < c->batch->n_spans; i++) {

@@ -1,4 +1,4 @@
-/* Device helpers: the GPU's instructions, and the rotation of kv/rotate.h. */
+/* Device helpers: the GPU's instructions, the rotation of kv/rotate.h, what attention kernels share. */
 #ifndef KVQ_CUDA_DEVICE_CUH
 #define KVQ_CUDA_DEVICE_CUH
 
@@ -45,6 +45,44 @@ __device__ __forceinline__ float hadamard_factor(int head_dim) {
 
 template <int HD> __device__ __forceinline__ float hadamard_factor() {
     return hadamard_factor(HD);
+}
+
+/* The same of one row that lies in a warp, lane + 32 i in x[i]; n: of the matrix, head_dim's power of two. */
+template <int PER_LANE> __device__ __forceinline__ void hadamard_lanes(float (&x)[PER_LANE], int lane, int n) {
+#pragma unroll
+    for (int stride = 1; stride < 32; stride *= 2)
+#pragma unroll
+        for (int i = 0; stride < n && i < PER_LANE; i++) {
+            float other = __shfl_xor_sync(~0u, x[i], stride);
+            x[i] = lane & stride ? other - x[i] : x[i] + other;
+        }
+#pragma unroll
+    for (int stride = 1; stride < PER_LANE; stride *= 2)
+#pragma unroll
+        for (int i = 0; i + stride < PER_LANE; i++)
+            if (32 * stride < n && !(i & stride)) {
+                float a = x[i], b = x[i + stride];
+                x[i] = a + b;
+                x[i + stride] = a - b;
+            }
+}
+
+/* ---- softmax, in base 2 ---- */
+
+constexpr float LOG2E = 1.44269504f, NO_MAX = -1e30f;
+
+/* cap * tanh(x / cap) */
+__device__ __forceinline__ float capped(float x, float cap) {
+    return cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(__fdividef(2.0f * LOG2E * x, cap)));
+}
+
+/* The extra logit of a head, if there are such, joins sum (against max). Returns the factor of what else was summed. */
+__device__ __forceinline__ float add_sink(const float *sink_logits, uint32_t head, float max, float *sum) {
+    if (sink_logits == NULL)
+        return 1.0f;
+    float sink = sink_logits[head] * LOG2E, top = fmaxf(max, sink), factor = exp2_fast(max - top);
+    *sum = *sum * factor + exp2_fast(sink - top);
+    return factor;
 }
 
 #endif

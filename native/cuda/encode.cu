@@ -6,6 +6,7 @@
  * Cost: a tile is encoded once in its life, 64 tokens apart; 10 to 20 us a launch against 64 steps.
  */
 #include "device.cuh"
+#include "key_bias.cuh"
 #include "pack.cuh"
 
 namespace {
@@ -445,23 +446,6 @@ __device__ void encode_nvfp4(const work &w, const tile_format &f, uint8_t *meta)
 
 /* ---- a tile ---- */
 
-/* y (64, ld) minus the key bias: kvq_key_bias_remove. Pairs that only fill up a head's table have no bias. */
-__device__ void remove_bias(const work &w, const bias_tables &b, uint32_t head, uint32_t tile) {
-    const float *cos_start = b.turn + ((size_t)head * b.n_tiles + tile) * 2 * b.n_pairs, *sin_start = cos_start + b.n_pairs;
-    const float *cos_wave = b.wave + (size_t)head * 2 * b.n_pairs * N, *sin_wave = cos_wave + b.n_pairs * N;
-    for (uint32_t i = threadIdx.x; i < b.n_pairs * N; i += blockDim.x) {
-        uint32_t pair = i / N, t = i % N, at = head * b.n_pairs + pair;
-        float b_c = b.b_c[at], b_s = b.b_s[at];
-        if (b_c == 0.0f && b_s == 0.0f)
-            continue;
-        float cos_j = cos_start[pair] * cos_wave[i] - sin_start[pair] * sin_wave[i];
-        float sin_j = sin_start[pair] * cos_wave[i] + cos_start[pair] * sin_wave[i];
-        w.y[t * w.ld + b.c[at]] -= b_c * cos_j - b_s * sin_j;
-        w.y[t * w.ld + b.s[at]] -= b_c * sin_j + b_s * cos_j;
-    }
-    __syncthreads();
-}
-
 /* y = the f16 tile, minus the key bias, what is not finite as 0, rotated if the codec is */
 template <int HD>
 __device__ void load_tile(const work &w, const tile_format &f, const __half *raw, const bias_tables &bias, uint32_t head,
@@ -470,7 +454,7 @@ __device__ void load_tile(const work &w, const tile_format &f, const __half *raw
         w.y[i / HD * w.ld + i % HD] = __half2float(raw[place_half(f.is_k, HD, i / HD, i % HD)]);
     __syncthreads();
     if (f.is_k && bias.n_pairs > 0)
-        remove_bias(w, bias, head, tile);
+        add_key_bias<-1>(bias, head, tile, w.y, w.ld);
     for (int i = threadIdx.x; i < N * HD; i += blockDim.x) {
         float *y = &w.y[i / HD * w.ld + i % HD], x = fabsf(*y) <= F16_MAX ? *y : 0.0f;
         *y = f.rotated && rotate_negative(i % HD) ? -x : x;
@@ -565,15 +549,9 @@ cudaError_t launch_encode(const encode_args &a, uint32_t n_jobs, cudaStream_t st
     switch (a.head_dim) {
 #define CASE(hd)                                                                                                           \
     case hd:                                                                                                               \
-        return launch_for<hd>(a, n_jobs, stream)
-        CASE(16);
-        CASE(32);
-        CASE(64);
-        CASE(80);
-        CASE(96);
-        CASE(112);
-        CASE(128);
-        CASE(256);
+        return launch_for<hd>(a, n_jobs, stream);
+        EACH_HEAD_DIM(CASE)
+#undef CASE
     }
     return cudaErrorInvalidValue;
 }

@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#define EACH_HEAD_DIM(X) X(16) X(32) X(64) X(80) X(96) X(112) X(128) X(256) /* as in CMakeLists.txt */
+
 /* How a tile is read; one value for each shape of codes and scales, whatever codec makes them. */
 enum tile_path {
     PATH_F16,

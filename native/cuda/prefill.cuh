@@ -11,7 +11,6 @@ namespace {
 
 constexpr int HD = KVQ_HEAD_DIM, N_C = HD / 8, N_J = HD / 16, SIDE_BYTES = HD * TILE_TOKENS * 2, N_ROWS = prefill_rows(HD),
               N_THREADS = 2 * N_ROWS;
-constexpr float LOG2E = 1.44269504f, NO_MAX = -1e30f;
 
 struct unit { /* of a block: rows of a KV head, a run of tiles of this round */
     const prefill_span *span;
@@ -202,10 +201,8 @@ __device__ __forceinline__ void load_state(const prefill_args &a, const unit &u,
 
 /* What the output is: the sum of a row so far, with the extra logit of its head, as a factor. */
 __device__ __forceinline__ float output_factor(const prefill_args &a, int head, float max, float sum) {
-    if (a.sink_logits == NULL)
-        return 1.0f / sum;
-    float sink = a.sink_logits[head] * LOG2E, top = fmaxf(max, sink), scale = exp2_fast(max - top);
-    return scale / (sum * scale + exp2_fast(sink - top));
+    float factor = add_sink(a.sink_logits, head, max, &sum);
+    return factor / sum;
 }
 
 /* To the state, or, after the last round, to the output. */
@@ -232,11 +229,6 @@ __device__ __forceinline__ void finish(const prefill_args &a, const unit &u, row
 }
 
 /* ---- scores ---- */
-
-/* cap * tanh(x / cap) */
-__device__ __forceinline__ float capped(float x, float cap) {
-    return cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(__fdividef(2.0f * LOG2E * x, cap)));
-}
 
 /* s (n, row, i): of tokens 8 n + lane % 4 * 2 + i of the tile */
 __device__ __forceinline__ void cap_and_mask(const prefill_args &a, const row_state &r, int tile, int lane,

@@ -1,9 +1,7 @@
 /* Cutting prefill attention into rounds, blocks and splits; the merge of splits; one kernel per head_dim. */
 #include "prefill.h"
 
-#include "instructions.cuh"
-
-#define EACH_HEAD_DIM(X) X(16) X(32) X(64) X(80) X(96) X(112) X(128) X(256)
+#include "device.cuh"
 
 #define DECLARE(hd)                                                                                                        \
     extern "C" cudaError_t kvq_cuda_prefill_##hd(const prefill_args *args, uint32_t n_blocks, cudaStream_t stream);
@@ -25,7 +23,6 @@ namespace {
 
 /* One warp per query token and head. */
 __global__ void __launch_bounds__(128) merge_kernel(const __grid_constant__ prefill_args a) {
-    constexpr float LOG2E = 1.44269504f;
     let_next_start();
     wait_for_previous();
     uint32_t n = a.n_rows * a.n_head, row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -34,7 +31,7 @@ __global__ void __launch_bounds__(128) merge_kernel(const __grid_constant__ pref
     uint32_t token = row / a.n_head, head = row % a.n_head, i = 0;
     while (i + 1 < a.n_spans && a.spans[i + 1].first_row <= token)
         i++;
-    float max = a.sink_logits != NULL ? a.sink_logits[head] * LOG2E : -1e30f, sum = 0.0f;
+    float max = a.sink_logits != NULL ? a.sink_logits[head] * LOG2E : NO_MAX, sum = 0.0f;
     for (uint32_t k = 0; k < a.n_splits; k++)
         max = fmaxf(max, a.max_sum[(size_t)k * n + row].x);
     for (uint32_t k = 0; k < a.n_splits; k++)

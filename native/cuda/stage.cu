@@ -5,6 +5,7 @@
  * Where keys or values change their basis (f16 tiles beside rotated ones, rotated keys that get their bias back) and where
  * channels are in an order of their own, a tile goes through shared memory as floats.
  */
+#include "key_bias.cuh"
 #include "levels.cuh"
 #include "prefill.h"
 
@@ -346,27 +347,9 @@ template <bool IS_K> __device__ void scatter(const fragments &a, lane_place at, 
     }
 }
 
-/* x += the key bias, which encode.cu took out */
-__device__ void add_bias(const bias_tables &b, uint32_t head, uint32_t tile, float *x, int ld) {
-    const float *cos_start = b.turn + ((size_t)head * b.n_tiles + tile) * 2 * b.n_pairs, *sin_start = cos_start + b.n_pairs;
-    const float *cos_wave = b.wave + (size_t)head * 2 * b.n_pairs * TILE_TOKENS,
-                *sin_wave = cos_wave + b.n_pairs * TILE_TOKENS;
-    for (uint32_t i = threadIdx.x; i < b.n_pairs * TILE_TOKENS; i += blockDim.x) {
-        uint32_t pair = i / TILE_TOKENS, t = i % TILE_TOKENS, at = head * b.n_pairs + pair;
-        float b_c = b.b_c[at], b_s = b.b_s[at];
-        if (b_c == 0.0f && b_s == 0.0f) /* it only fills up the head's table */
-            continue;
-        float cos_j = cos_start[pair] * cos_wave[i] - sin_start[pair] * sin_wave[i];
-        float sin_j = sin_start[pair] * cos_wave[i] + cos_start[pair] * sin_wave[i];
-        x[t * ld + b.c[at]] += b_c * cos_j - b_s * sin_j;
-        x[t * ld + b.s[at]] += b_c * sin_j + b_s * cos_j;
-    }
-    __syncthreads();
-}
-
 /* The rotation of kv/rotate.h or its inverse, of rows of x in place: a warp has a row, a lane every 32nd element. */
 __device__ void rotate(float *x, int ld, int head_dim, bool back) {
-    int lane = threadIdx.x % 32, n = head_dim & -head_dim;
+    int lane = threadIdx.x % 32;
     for (int t = threadIdx.x / 32; t < TILE_TOKENS; t += blockDim.x / 32) {
         float y[8], *row = x + t * ld + lane;
 #pragma unroll
@@ -374,21 +357,7 @@ __device__ void rotate(float *x, int ld, int head_dim, bool back) {
             int d = lane + 32 * i;
             y[i] = d >= head_dim ? 0.0f : !back && rotate_negative(d) ? -row[32 * i] : row[32 * i];
         }
-        for (int k = 1; k < 32 && k < n; k *= 2)
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                float other = __shfl_xor_sync(~0u, y[i], k);
-                y[i] = lane & k ? other - y[i] : y[i] + other;
-            }
-#pragma unroll
-        for (int k = 1; k < 8; k *= 2)
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                if (32 * k < n && !(i & k)) {
-                    float a = y[i], b = y[i + k];
-                    y[i] = a + b;
-                    y[i + k] = a - b;
-                }
+        hadamard_lanes(y, lane, head_dim & -head_dim);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int d = lane + 32 * i;
@@ -471,7 +440,7 @@ template <bool IS_K> __device__ void stage_tile(const prefill_args &a, const til
     if (source.coded && biased) {
         if (side.rotated)
             rotate(x, ld, a.head_dim, true);
-        add_bias(a.bias, source.head, source.tile, x, ld);
+        add_key_bias<1>(a.bias, source.head, source.tile, x, ld);
     }
     if (!source.coded && rotated)
         rotate(x, ld, a.head_dim, false);
