@@ -57,7 +57,7 @@ def bench(
     model: Model,
     test: Test,
     *,
-    batch: int,
+    batch: int | None,
     options: EngineOptions,
     bandwidth: float | None,
     progress: Callable[[int, int], None] | None = None,
@@ -67,7 +67,7 @@ def bench(
     The cache is filled to a depth with random tokens; each repeat goes on from there and is taken back.
 
     Args:
-        batch: most tokens in one step.
+        batch: most tokens in one step; None: the default of the device.
         options: of the engine.
         bandwidth: bytes per second of the memory that holds model and cache; None: not known.
         progress: is told (done, total) repeats.
@@ -78,8 +78,9 @@ def bench(
     ctx = max(test.depths) + max(test.n_prompt, test.n_gen)
     rng = random.Random(test.seed)
     n_done, n_total = 0, len(test.depths) * len(test.kinds) * test.repeats
-    options = {**options, "ctx": ctx, "seqs": test.n_seqs, "batch": max(batch, test.n_seqs)}
+    options = {**options, "ctx": ctx, "seqs": test.n_seqs, "batch": batch}
     with Engine(model, **options) as engine:
+        batch = engine.plan.n_batch
         sequences = [engine.sequence() for _ in range(test.n_seqs)]
 
         def feed(targets: list[Timeline], n_tokens: int, at_once: int) -> float:
@@ -118,7 +119,7 @@ def bench(
                     "n_gen": 0 if is_prompt else n_tokens,
                     "n_depth": depth,
                     "n_seqs": len(targets),
-                    "n_batch": engine.plan.n_batch,
+                    "n_batch": batch,
                     "n_threads": engine.plan.n_threads,
                     "samples_ns": [round(s * 1e9) for s in seconds],
                     "samples_ts": rates,
@@ -138,7 +139,7 @@ class Sweep:
     """Tests of KV types on devices; rows that the result file has are taken from there, the others are kept there.
 
     Args:
-        batch: most tokens in one step.
+        batch: most tokens in one step; None: the default of each device.
         options: of the engines.
         file: where rows are kept.
         progress: is told (done, total) repeats of the test that runs.
@@ -148,7 +149,7 @@ class Sweep:
         self,
         model: Model,
         *,
-        batch: int,
+        batch: int | None,
         options: EngineOptions,
         file: ResultFile,
         progress: Callable[[int, int], None] | None = None,

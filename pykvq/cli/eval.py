@@ -36,7 +36,9 @@ def evaluate(
     last: Annotated[
         int | None, Option(min=2, help="Score the last N tokens of each window, not its second half.")
     ] = None,
-    batch: options.Batch = 512,
+    batch: Annotated[
+        int, Option(min=1, help="Most tokens in one step: the loss depends on it, so 512 on every device.")
+    ] = 512,
     one_at_a_time: Annotated[bool, Option("--one-at-a-time", help="The same as --batch 1.")] = False,
     lengths: Annotated[str, Option(help="Of the contexts of the other tasks, tokens.")] = "1024,2048",
     depths: Annotated[str, Option(help="Where the other tasks hide what they ask for.")] = "0,0.25,0.5,0.75,1",

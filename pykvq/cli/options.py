@@ -35,7 +35,10 @@ Threads = Annotated[
 ]
 Device = Annotated[str, Option(help="cpu, cuda, or auto: cuda where it runs.", autocompletion=complete.devices)]
 Output = Annotated[Path, Option("--output", "-o", help="The file to write.", show_default=False)]
-Batch = Annotated[int, Option(min=1, help="Most tokens in one step.")]
+Batch = Annotated[
+    int | None,
+    Option(min=1, help="Most tokens in one step; default: 512, on a GPU 2048.", show_default=False),
+]
 Save = Annotated[
     Path | None,
     Option("--save", help="A file of JSON lines that keeps rows; what it has is not measured again."),

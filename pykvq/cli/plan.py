@@ -31,7 +31,7 @@ def plan(
     kv_tail: options.KVTail = None,
     ctx: Annotated[int | None, typer.Option(min=1, help="Most tokens of one sequence.", show_default=False)] = None,
     seqs: Annotated[int, typer.Option(min=1, help="Sequences that have their full context at once.")] = 1,
-    batch: Annotated[int | None, typer.Option(min=1, help="Most tokens in one step.", show_default=False)] = None,
+    batch: options.Batch = None,
     memory: Annotated[str | None, typer.Option(help="Show what fits, e.g. 8GiB.")] = None,
     threads: options.Threads = None,
     device: options.Device = "cpu",

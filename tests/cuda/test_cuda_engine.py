@@ -4,6 +4,7 @@ Both compute the same numbers and round differently (a GPU's products have half-
 measured by the spread of the logits. test_cuda_emulated.py runs this file without a GPU.
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -207,6 +208,13 @@ def test_evaluation_in_one_process(tmp_path):
         cpu, cuda = figures["cpu"][kv_type], figures["cuda"][kv_type]
         assert cuda["mean_kl"] == pytest.approx(cpu["mean_kl"], rel=0.2)
         assert cuda["perplexity"] == pytest.approx(cpu["perplexity"], rel=0.01)
+
+
+def test_bench_takes_steps_as_large_as_a_gpu_likes(tmp_path):
+    options = ["--device", "cuda", "--depths", "3000", "-p", "0", "-n", "1", "-r", "1", "--json"]
+    command = [sys.executable, "-m", "pykvq", "bench", write_llama(tmp_path / "model.gguf"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert json.loads(done.stdout)["n_batch"] == 2048, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,15 @@ def test_results_become_pictures(tiny_llama, tmp_path):
     assert all((tmp_path / "plots" / name).read_text().startswith("<?xml") for name in ("quality.svg", "needle.svg"))
 
 
+def test_bench_takes_steps_as_large_as_the_device_likes(tiny_llama):
+    command = ["bench", tiny_llama, "--depths", 600, "-p", 0, "-n", 1, "-r", 1]
+    assert [row["n_batch"] for row in lines(*command, "--json")] == [512]
+    assert [row["n_batch"] for row in lines(*command, "--batch", 64, "--json")] == [64]
+    head, _, row, *_ = run(*command)[1].splitlines()
+    columns = dict(zip(map(str.strip, head.split("|")), map(str.strip, row.split("|")), strict=True))
+    assert columns["batch"] == "512"
+
+
 def test_plot_without_rows_is_a_sentence(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     code, _, err = run("plot", tmp_path / "empty.jsonl")
