@@ -28,8 +28,10 @@ for head_dim in 64 128 80 256 16 32 96 112; do # the two that most models have f
 done
 run 60 product.txt "$check" product
 if command -v compute-sanitizer > /dev/null; then
-    for tool in memcheck racecheck; do
-        run 90 "$tool.txt" compute-sanitizer --tool "$tool" --error-exitcode 9 "$check" kv 16
+    run 90 memcheck.txt compute-sanitizer --tool memcheck --error-exitcode 9 "$check" kv 16
+    run 90 memcheck_wgmma.txt compute-sanitizer --tool memcheck --error-exitcode 9 "$check" kv 128 kivi2
+    for kv in f16 kivi2 tier2; do # all pairs take too long
+        run 90 "racecheck_$kv.txt" compute-sanitizer --tool racecheck --error-exitcode 9 "$check" kv 64 "$kv"
     done
 fi
 if python3 -c 'import pykvq, pytest, gguf' 2> /dev/null; then

@@ -383,17 +383,20 @@ static uint32_t check_rounds(const kvq_codec *k, const kvq_codec *v, uint32_t hd
     return 3;
 }
 
-static int check_kv(uint32_t only_head_dim) {
+/* All head_dims where it is 0; all pairs where type is NULL, else keys and values of that type. */
+static int check_kv(uint32_t only_head_dim, const char *type) {
     static const uint32_t head_dims[] = {16, 32, 64, 80, 96, 112, 128, 256}, lengths[] = {1, 63, 64, 65, 256, 331};
     uint32_t n_checks = 0;
     for (size_t h = 0; h < sizeof head_dims / sizeof head_dims[0]; h++) {
         if (only_head_dim != 0 && only_head_dim != head_dims[h])
             continue;
         for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
+            if (type != NULL && strcmp(type, kvq_kv_type_at(i)->name) != 0)
+                continue;
             kvq_backend *be = open_cache(head_dims[h], 256, 4, 64, 64);
             for (uint32_t j = 0; j < kvq_kv_type_count(); j++) {
                 const kvq_kv_type *a = kvq_kv_type_at(i), *b = kvq_kv_type_at(j);
-                if (!supported(a, head_dims[h]) || !supported(b, head_dims[h]))
+                if (!supported(a, head_dims[h]) || !supported(b, head_dims[h]) || (type != NULL && i != j))
                     continue;
                 uint32_t turn = i * 7 + j * 3 + (uint32_t)h;
                 check_pair(be, a->k, b->v, head_dims[h], 1 + turn % 8, 1, 64 * 7 + 17 + turn, 0, 0, false);
@@ -708,7 +711,7 @@ static int compare_model(int argc, char **argv) {
 
 int main(int argc, char **argv) {
     if (argc >= 2 && strcmp(argv[1], "kv") == 0)
-        return check_kv(argc > 2 ? (uint32_t)atoi(argv[2]) : 0);
+        return check_kv(argc > 2 ? (uint32_t)atoi(argv[2]) : 0, argc > 3 ? argv[3] : NULL);
     if (argc >= 2 && strcmp(argv[1], "product") == 0)
         return argc > 2 ? time_products() : check_products();
     if (argc >= 2 && strcmp(argv[1], "linear") == 0)
@@ -721,7 +724,8 @@ int main(int argc, char **argv) {
         return time_model(argc, argv);
     if (argc == 4 && strcmp(argv[1], "compare") == 0)
         return compare_model(argc, argv);
-    fprintf(stderr, "usage: kvq_cuda_check kv [HEAD_DIM] | product [time] | linear [TYPE] | attend [KV] | prefill [KV] | "
-                    "model FILE KV N_SEQ DEPTH... | compare FILE KV\n");
+    fprintf(stderr,
+            "usage: kvq_cuda_check kv [HEAD_DIM [KV]] | product [time] | linear [TYPE] | attend [KV] | prefill [KV] | "
+            "model FILE KV N_SEQ DEPTH... | compare FILE KV\n");
     return 2;
 }
