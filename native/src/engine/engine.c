@@ -153,12 +153,33 @@ static pykvq_status create(pykvq_engine *e) {
     return create_batch(e);
 }
 
+/* Destroys what could not be created. Of a GPU without enough memory, which another process may have taken since it was
+ * looked at, the sentence is that of the look. */
+static pykvq_status give_up(pykvq_engine *e, const pykvq_engine_params *params, pykvq_status status) {
+    const pykvq_model *model = e->model;
+    kvq_layout layout = e->layout;
+    pykvq_plan plan;
+    kvq_layout_plan(model, &layout, &plan);
+    e->layout.spec = (kvq_kv_spec){0}; /* stays for the look */
+    pykvq_engine_destroy(e);
+    if (status == PYKVQ_E_MEMORY) {
+        kvq_fail_in(status, "engine of %.1f MiB (%.1f MiB of it KV cache for %u tokens)",
+                    (double)(plan.n_kv_bytes + plan.n_scratch_bytes) / 0x1p20, (double)plan.n_kv_bytes / 0x1p20,
+                    plan.n_ctx);
+        pykvq_status fits = kvq_fit_check(model, params, &layout);
+        status = fits == PYKVQ_OK ? status : fits;
+    }
+    kvq_kv_spec_free(&layout.spec);
+    return status;
+}
+
 pykvq_status pykvq_engine_create(const pykvq_model *model, const pykvq_engine_params *params, pykvq_engine **out) {
     kvq_layout layout;
-    KVQ_TRY(kvq_fit_check(model, params));
     KVQ_TRY(kvq_layout_compute(model, params, &layout));
-    pykvq_engine *e;
-    pykvq_status status = kvq_alloc_array((void **)&e, 1, sizeof *e, "engine");
+    pykvq_engine *e = NULL;
+    pykvq_status status = kvq_fit_check(model, params, &layout);
+    if (status == PYKVQ_OK)
+        status = kvq_alloc_array((void **)&e, 1, sizeof *e, "engine");
     if (status != PYKVQ_OK) {
         kvq_kv_spec_free(&layout.spec);
         return status;
@@ -168,20 +189,11 @@ pykvq_status pykvq_engine_create(const pykvq_model *model, const pykvq_engine_pa
     e->layout = layout;
     atomic_flag_clear(&e->busy);
     status = create(e);
-    if (status != PYKVQ_OK) {
-        pykvq_plan plan;
-        kvq_layout_plan(model, &layout, &plan);
-        pykvq_engine_destroy(e);
-        if (status != PYKVQ_E_MEMORY)
-            return status;
-        kvq_fail_in(status, "engine of %.1f MiB (%.1f MiB of it KV cache for %u tokens)",
-                    (double)(plan.n_kv_bytes + plan.n_scratch_bytes) / 0x1p20, (double)plan.n_kv_bytes / 0x1p20,
-                    plan.n_ctx);
-        KVQ_TRY(kvq_fit_check(model, params)); /* another process may have taken the memory meanwhile */
-        return status;
-    }
-    *out = e;
-    return PYKVQ_OK;
+    if (status == PYKVQ_OK)
+        *out = e;
+    else
+        status = give_up(e, params, status);
+    return status;
 }
 
 static void destroy_device_memory(pykvq_engine *e) {

@@ -90,17 +90,12 @@ static pykvq_status too_large(const pykvq_model *m, const pykvq_engine_params *g
         fits, smaller);
 }
 
-pykvq_status kvq_fit_check(const pykvq_model *m, const pykvq_engine_params *params) {
+pykvq_status kvq_fit_check(const pykvq_model *m, const pykvq_engine_params *params, const kvq_layout *layout) {
     size_t n_free = 0, n_total = 0;
-    kvq_layout layout;
     pykvq_plan plan;
-    KVQ_TRY(kvq_layout_compute(m, params, &layout));
-    pykvq_status status = PYKVQ_OK;
-    if (layout.device != KVQ_DEVICE_CPU)
-        status = kvq_device_memory(layout.device, &n_free, &n_total);
-    kvq_layout_plan(m, &layout, &plan);
-    if (status == PYKVQ_OK && layout.device != KVQ_DEVICE_CPU && plan.n_total_bytes > n_free)
-        status = too_large(m, params, &layout, &plan, n_free, n_total);
-    kvq_kv_spec_free(&layout.spec);
-    return status;
+    if (layout->device == KVQ_DEVICE_CPU)
+        return PYKVQ_OK;
+    KVQ_TRY(kvq_device_memory(layout->device, &n_free, &n_total));
+    kvq_layout_plan(m, layout, &plan);
+    return plan.n_total_bytes <= n_free ? PYKVQ_OK : too_large(m, params, layout, &plan, n_free, n_total);
 }
