@@ -61,6 +61,8 @@ PYKVQ_API const char *pykvq_cpu_isa(void);    /* the instruction set in use: "sc
 PYKVQ_API uint32_t pykvq_cpu_cores(void);     /* cores this process may use: what n_threads 0 stands for */
 /* PYKVQ_OK if engines run on this device ("cpu", "cuda"); else pykvq_last_error() says what is missing. */
 PYKVQ_API pykvq_status pykvq_device_check(const char *device);
+/* Bytes of a GPU's memory ("cuda") that are free now, and of all of it. */
+PYKVQ_API pykvq_status pykvq_device_memory(const char *device, uint64_t *n_free, uint64_t *n_total);
 /* Tests only: use a narrower instruction set from now on, for every engine. NULL restores the widest. */
 PYKVQ_API pykvq_status pykvq_cpu_select(const char *isa);
 /* Tests only: the n-th allocation from now (0: the next) fails, once; UINT64_MAX: none does. */

@@ -34,6 +34,16 @@ pykvq_status pykvq_device_check(const char *device) {
     return kvq_device_find(device, &found);
 }
 
+pykvq_status pykvq_device_memory(const char *device, uint64_t *n_free, uint64_t *n_total) {
+    kvq_device found;
+    size_t free_bytes, total_bytes;
+    KVQ_TRY(kvq_device_find(device, &found));
+    KVQ_TRY(kvq_device_memory(found, &free_bytes, &total_bytes));
+    *n_free = free_bytes;
+    *n_total = total_bytes;
+    return PYKVQ_OK;
+}
+
 void pykvq_fail_allocation(uint64_t n) {
     kvq_fail_allocation(n);
 }

@@ -234,14 +234,19 @@ def numbers(text: str, kind: type[Number], option: str) -> list[Number]:
     return values
 
 
-def memory(text: str) -> int:
-    """Bytes, from "8GiB", "512M" or a number."""
+def memory(text: str, device: str) -> tuple[int, str]:
+    """Bytes, from "8GiB", "512M" or a number, and their name; "auto": what the device has free."""
+    if text == "auto":
+        from ..device import memory as memory_of
+
+        n_free = memory_of(device).n_free
+        return n_free, mib(n_free)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:(i)?B)?|B)?\s*", text, re.IGNORECASE)
     if match is None:
-        raise ArgumentError(f"memory '{text}': expected a size like 8GiB, 800MB or a number of bytes")
+        raise ArgumentError(f"memory '{text}': expected a size like 8GiB, 800MB, a number of bytes, or auto")
     number, prefix, binary = match.groups()
     base = 1024 if binary or not text.strip().upper().endswith("B") else 1000
-    return int(float(number) * base ** (" KMGT".index(prefix.upper()) if prefix else 0))
+    return int(float(number) * base ** (" KMGT".index(prefix.upper()) if prefix else 0)), text
 
 
 class Bar:

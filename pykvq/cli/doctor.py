@@ -20,7 +20,6 @@ EXAMPLES = """
 pykvq doctor
 pykvq doctor --json
 """
-_NO_LIMIT = 1 << 60  # bytes; version 1 of cgroups says a number for "none"
 # What the extras of the package bring
 _EXTRAS = {
     "hub": ("huggingface_hub",),
@@ -93,46 +92,35 @@ def _cpu_name() -> str:
 
 
 def _memory() -> Finding:
-    fields: dict[str, int] = {}
+    from ..device import memory
+    from ..errors import UnsupportedError
+
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            fields[name] = int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        return Finding("memory", "missing", "unknown: /proc/meminfo cannot be read", {})
-    total, free = fields.get("MemTotal", 0), fields.get("MemAvailable", 0)
-    limit = _memory_limit()
-    text = f"{_gib(total)}, {_gib(free)} available"
-    if limit is not None and limit < total:
+        n_free, n_total, limit = memory("cpu")
+    except UnsupportedError as error:
+        return Finding("memory", "missing", str(error), {})
+    text = f"{_gib(n_total)}, {_gib(n_free)} available"
+    if limit is not None and limit < n_total:
         text += f"; the cgroup allows {_gib(limit)}"
-    return Finding("memory", "good", text, {"n_bytes": total, "n_available_bytes": free, "n_cgroup_bytes": limit})
+    return Finding("memory", "good", text, {"n_bytes": n_total, "n_available_bytes": n_free, "n_cgroup_bytes": limit})
 
 
 def _gib(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:,.1f} GiB"
 
 
-def _memory_limit() -> int | None:
-    """What the cgroup allows, version 2 or 1."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = int(Path(path).read_text())
-        except (OSError, ValueError):  # no such cgroup, or "max"
-            continue
-        return limit if limit < _NO_LIMIT else None
-    return None
-
-
 def _cuda() -> Iterator[Finding]:
     from .. import __file__ as package
-    from ..device import device_problem, load_cublas
+    from ..device import device_problem, load_cublas, memory
 
     problem = device_problem("cuda")
     library = Path(package).parent / "libpykvq_cuda.so"
     facts: dict[str, Any] = {"library": str(library) if library.exists() else None, "driver": _driver()}
     gpus = list(_gpus())
     if problem is None:
-        yield Finding("cuda", "good", f"works: {', '.join(gpus) or 'a GPU'}", facts | {"gpus": gpus})
+        n_free, n_total, _ = memory("cuda")
+        text = f"works: {', '.join(gpus) or 'a GPU'}, {_gib(n_free)} of {_gib(n_total)} free"
+        yield Finding("cuda", "good", text, facts | {"gpus": gpus, "n_bytes": n_total, "n_free_bytes": n_free})
         cublas = load_cublas()
         text = cublas or "cuBLASLt not found, prompts run several times slower: pip install 'pykvq[cuda]'"
         yield Finding("cublas", "good" if cublas else "missing", text, {"library": cublas})

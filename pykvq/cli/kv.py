@@ -30,14 +30,16 @@ def kv(
             show_default=False,
         ),
     ] = None,
-    memory: Annotated[str | None, typer.Option(help="Show the longest context that fits, e.g. 8GiB.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Show the longest context that fits, e.g. 8GiB; auto: what is free now.")
+    ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """List the KV types: bits per element, bytes per token of a model, the longest context, when to use which."""
     if memory is not None and model is None:
         raise typer.BadParameter("--memory needs MODEL")
-    n_bytes = common.memory(memory) if memory else None
+    n_bytes, size = common.memory(memory, "cpu") if memory else (None, "")
 
     from .. import Model
     from ..kv import kv_types
@@ -47,7 +49,7 @@ def kv(
     else:
         with Model.open(common.fetch(model)) as opened:
             rows = [_row(kv, opened, n_bytes) for kv in kv_types()]
-    common.print_rows(rows, _columns(model is not None, memory), "jsonl" if json else "md")
+    common.print_rows(rows, _columns(model is not None, size), "jsonl" if json else "md")
 
 
 def _row(kv: KVType, model: Model | None, memory: int | None) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def _row(kv: KVType, model: Model | None, memory: int | None) -> dict[str, Any]:
     return {**row, "summary": kv.summary}
 
 
-def _columns(has_model: bool, memory: str | None) -> Columns:
+def _columns(has_model: bool, memory: str) -> Columns:
     columns: Columns = {
         "type": lambda row: row["kv"],
         "K bits": lambda row: f"{row['bits_k']:.3f}",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 pykvq plan smollm2 --ctx 8192
 pykvq plan model.gguf --kv kivi4,tier2 --memory 8GiB  # what fits
+pykvq plan model.gguf --device cuda --memory auto  # what fits into the GPU now
 """
 
 
@@ -32,7 +33,9 @@ def plan(
     ctx: Annotated[int | None, typer.Option(min=1, help="Most tokens of one sequence.", show_default=False)] = None,
     seqs: Annotated[int, typer.Option(min=1, help="Sequences that have their full context at once.")] = 1,
     batch: options.Batch = None,
-    memory: Annotated[str | None, typer.Option(help="Show what fits, e.g. 8GiB.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Show what fits, e.g. 8GiB; auto: what the device has free now.")
+    ] = None,
     threads: options.Threads = None,
     device: options.Device = "cpu",
     json: options.Json = False,
@@ -42,7 +45,7 @@ def plan(
 
     With --memory also the longest context (of --seqs sequences) and the most sequences (of --ctx tokens) that fit.
     """
-    n_bytes = common.memory(memory) if memory else None
+    n_bytes, size = common.memory(memory, device) if memory else (None, "")
 
     from .. import Model
 
@@ -60,7 +63,7 @@ def plan(
     }
     with Model.open(common.fetch(model)) as opened:
         rows = [_row(opened, {**settings, "kv": name}, n_bytes) for name in common.kv_names(kv)]
-    common.print_rows(rows, _columns(memory), "jsonl" if json else "md")
+    common.print_rows(rows, _columns(size), "jsonl" if json else "md")
 
 
 def _row(model: Model, settings: EngineOptions, memory: int | None) -> dict[str, Any]:
@@ -71,12 +74,13 @@ def _row(model: Model, settings: EngineOptions, memory: int | None) -> dict[str,
 
     row: dict[str, Any] = {"kv": settings.get("kv"), **asdict(plan(model, **settings))}
     if memory is not None:
+        row["n_memory_bytes"] = memory
         row["longest_context"] = longest_context(model, memory, settings)
         row["largest_batch"] = largest_batch(model, memory, settings)
     return row
 
 
-def _columns(memory: str | None) -> Columns:
+def _columns(memory: str) -> Columns:
     columns: Columns = {
         "type": lambda row: row["kv"],
         "context": lambda row: f"{row['n_seq']} x {row['n_ctx']}",
@@ -87,7 +91,7 @@ def _columns(memory: str | None) -> Columns:
         "scratch": lambda row: mib(row["n_scratch_bytes"]),
         "total": lambda row: mib(row["n_total_bytes"]),
     }
-    if memory is None:
+    if not memory:
         return columns
     return {
         **columns,

@@ -137,6 +137,10 @@ def test_plan_shows_what_fits(tiny_llama):
     assert row["n_total_bytes"] == row["n_weight_bytes"] + row["n_kv_bytes"] + row["n_scratch_bytes"]
     assert row["longest_context"] > 512
     assert row["largest_batch"] > 1
+    (free,) = lines("plan", tiny_llama, "--kv", "kivi2", "--memory", "auto", "--json")
+    assert 64 << 20 < free["n_memory_bytes"] <= lines("doctor", "--json")[0]["memory"]["n_bytes"]
+    assert free["longest_context"] > row["longest_context"]
+    assert "MiB" in run("kv", tiny_llama, "--memory", "auto")[1].splitlines()[0]
     code, _, err = run("plan", tiny_llama, "--memory", "lots")
     assert code == 1
     assert "memory 'lots'" in err

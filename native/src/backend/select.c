@@ -85,7 +85,7 @@ size_t kvq_device_weight_bytes(kvq_device device, const kvq_weight *w) {
 pykvq_status kvq_device_memory(kvq_device device, size_t *n_free, size_t *n_total) {
     const kvq_cuda_library *cuda;
     if (device != KVQ_DEVICE_CUDA)
-        return kvq_fail(PYKVQ_E_UNSUPPORTED, "memory of a GPU: asked for of another device");
+        return kvq_fail(PYKVQ_E_UNSUPPORTED, "device memory: only a GPU has its own");
     KVQ_TRY(load_cuda(&cuda));
     return cuda->memory(n_free, n_total);
 }
