@@ -77,10 +77,27 @@ def steps(row: Row) -> str:
     return "one token at a time" if batch == 1 else f"{batch} tokens per step"
 
 
+def where(row: Row) -> str:
+    """The device, if it is not the CPU."""
+    device = row["setting"].get("device", "cpu")
+    return "" if device == "cpu" else f", {device}"
+
+
 def divergences(**setting: Any) -> list[Row]:
     """Rows of `pykvq eval` with these settings, types as they come, by bits."""
     rows = [row for row in results("divergence") if is_default(row) and setting.items() <= row["setting"].items()]
     return sorted(rows, key=lambda row: (list(MODELS.values()).index(short(row)), row["bits_per_element"]))
+
+
+def losses() -> dict[tuple[str, str], Row]:
+    """What types cost models, in the run that scored most tokens, 64 tokens of 2048 per step: by (model, type)."""
+    rows = sorted(divergences(ctx=2048, batch=64), key=lambda row: row["n_tokens"])
+    return {(short(row), row["kv"]): row for row in rows}
+
+
+def benches(**fields: Any) -> list[Row]:
+    """Rows of `pykvq bench` with these fields."""
+    return [row for row in results("bench") if fields.items() <= row.items()]
 
 
 # ---- writing ----
@@ -152,7 +169,7 @@ def quality() -> str:
     def title(row: Row) -> str:
         s = row["setting"]
         windows = f"{s['chunks']} x {s['ctx']} tokens, the last {s['n_scored']} of each scored"
-        return f"{short(row)}, {windows}, {steps(row)}"
+        return f"{short(row)}, {windows}, {steps(row)}{where(row)}"
 
     return "\n\n".join(titled(name, QUALITY, rows) for name, rows in groups(divergences(), title).items())
 
@@ -193,9 +210,12 @@ def oracle() -> str:
 def llamacpp() -> str:
     """llama.cpp's quantized caches and ours at about their bits."""
     parts: list[str] = []
-    for rows in groups(
-        divergences(), lambda row: (short(row), str(row["setting"]["ctx"]), row["setting"]["chunks"])
-    ).values():
+
+    def run(row: Row) -> tuple[Any, ...]:
+        s = row["setting"]
+        return short(row), s["ctx"], s["chunks"], s["batch"], s["device"]
+
+    for rows in groups(divergences(), run).values():
         theirs = [row for row in rows if row["kv"].startswith("llama.cpp")]
         if theirs:
             bits = [row["bits_per_element"] for row in theirs]
@@ -244,7 +264,8 @@ def _pivot(corner: str, types: list[str], lines: Groups, cell: Callable[[Row], s
 def mixes() -> str:
     """Pairs of a K and a V type beside the types they are made of."""
     parts: list[str] = []
-    for rows in groups(divergences(ctx=2048, batch=64), lambda row: (short(row), row["setting"]["chunks"])).values():
+    rows_of = groups(divergences(ctx=2048, batch=64), lambda row: (short(row), row["setting"]["chunks"], where(row)))
+    for rows in rows_of.values():
         pairs = [row for row in rows if "/" in row["kv"]]
         made_of = {name for row in pairs for name in row["kv"].split("/")}
         shown = [row for row in rows if row in pairs or row["kv"] in made_of]
@@ -281,7 +302,7 @@ def retrieval() -> str:
 
     def asked(row: Row) -> tuple[Any, ...]:
         s = row["setting"]
-        return short(row), str(s["lengths"]), str(s["depths"]), s["samples"]
+        return short(row), str(s["lengths"]), str(s["depths"]), s["samples"], where(row)
 
     for (model, *_), rows in groups(results("needle", "multikey", "tracking", "turns", "tool"), asked).items():
         types = list(dict.fromkeys(row["kv"] for row in rows))
@@ -290,7 +311,7 @@ def retrieval() -> str:
         s = rows[0]["setting"]
         title = (
             f"{model}, contexts of {', '.join(map(str, s['lengths']))} tokens, depths "
-            f"{', '.join(map(str, s['depths']))}, {s['samples']} samples of each, seed {s['seed']}"
+            f"{', '.join(map(str, s['depths']))}, {s['samples']} samples of each, seed {s['seed']}{where(rows[0])}"
         )
         parts.append(f"#### {title}: right answers (loss per token)\n\n{markdown(cells_)}\n\n{sources(rows)}")
     return "\n\n".join(parts)
@@ -299,10 +320,10 @@ def retrieval() -> str:
 # ---- speed ----
 
 
-def speed_cpu() -> str:
-    """Decode and prefill of `pykvq bench`, with the ratio to f16."""
+def speed(device: str) -> str:
+    """Decode and prefill of `pykvq bench` on a device, with the ratio to f16."""
     parts: list[str] = []
-    rows = [row for row in results("bench") if row["n_seqs"] == 1]
+    rows = benches(n_seqs=1, device=device)
     for group in groups(rows, lambda row: (short(row), row["n_threads"], row["setting"]["exact"])).values():
         for kind, of in (("decode", "n_gen"), ("prefill", "n_prompt")):
             some = [row for row in group if row[of]]
@@ -315,7 +336,8 @@ def speed_cpu() -> str:
                 return f"{row['median_ts']:.1f}{ratio}"
 
             if some:
-                title = f"{short(some[0])}, {kind}, tokens/s (ratio to f16), {some[0]['n_threads']} threads"
+                where_ = f"{some[0]['n_threads']} threads" if device == "cpu" else device
+                title = f"{short(some[0])}, {kind}, tokens/s (ratio to f16), {where_}"
                 body = markdown(_pivot("depth", types, lines, cell))
                 parts.append(f"#### {title}\n\n{body}\n\n{sources(some)}")
     return "\n\n".join(parts)
@@ -474,7 +496,7 @@ def claims() -> str:
 
 def _deepest() -> tuple[Row, Row]:
     """Decode of SmolLM2 with f16 and kivi2, at the greatest depth that both have."""
-    rows = [row for row in results("bench") if row["n_gen"] and row["n_seqs"] == 1 and short(row) == "SmolLM2-135M"]
+    rows = [row for row in benches(n_seqs=1, device="cpu") if row["n_gen"] and short(row) == "SmolLM2-135M"]
     f16, kivi2 = ({row["n_depth"]: row for row in rows if row["kv"] == kv} for kv in ("f16", "kivi2"))
     depth = max(f16.keys() & kivi2.keys())
     return f16[depth], kivi2[depth]
@@ -542,21 +564,22 @@ def _quality_claims() -> list[list[str]]:
 
 def _loss(kv: str) -> str:
     """What a type costs each model."""
-    newest = {short(row): row for row in divergences(ctx=2048, batch=64) if row["kv"] == kv}
+    loss = losses()
+    by_model = {name: loss[name, kv] for name in MODELS.values() if (name, kv) in loss}
     return "; ".join(
         f"{name}: mean KL {number(row['mean_kl'])}, same top {row['same_top']:.1%}, "
         f"perplexity x {row['perplexity_ratio']:.3f}"
-        for name, row in newest.items()
+        for name, row in by_model.items()
     )
 
 
 def choice() -> str:
     """Bits, loss and speed of the types that are worth choosing."""
-    decode = groups([row for row in results("bench") if row["n_gen"] and row["n_seqs"] == 1], lambda row: row["kv"])
-    losses = {(short(row), row["kv"]): row for row in divergences(ctx=2048, batch=64)}
+    decode = groups([row for row in benches(n_seqs=1, device="cpu") if row["n_gen"]], lambda row: row["kv"])
+    loss = losses()
     lines: list[list[str]] = []
     for kv in ("f16", "q8_0", "kivi4", "kvarn4", "q4_0", "tier3", "kvarn3", "turbo3", "tier2", "kivi2", "turbo2"):
-        rows = [losses.get((name, kv)) for name in MODELS.values()]
+        rows = [loss.get((name, kv)) for name in MODELS.values()]
         rates = sorted(
             (row for row in decode.get(kv, []) if short(row) == "SmolLM2-135M"), key=lambda row: row["n_depth"]
         )
@@ -573,15 +596,15 @@ def choice() -> str:
 
 def readme_types() -> str:
     """For the README: what types cost and bring, on SmolLM2."""
-    losses = {row["kv"]: row for row in divergences(ctx=2048, batch=64) if short(row) == "SmolLM2-135M"}
-    rows = [row for row in results("bench") if row["n_seqs"] == 1 and short(row) == "SmolLM2-135M"]
+    of_smollm2 = {kv: row for (name, kv), row in losses().items() if name == "SmolLM2-135M"}
+    rows = [row for row in benches(n_seqs=1, device="cpu") if short(row) == "SmolLM2-135M"]
     depth = _deepest()[0]["n_depth"]
     at = [row for row in rows if row["n_depth"] == depth]
     prefill = {row["kv"]: row for row in at if row["n_prompt"]}
     decode = sorted((row for row in at if row["n_gen"]), key=lambda row: -row["n_kv_bytes"])
 
     def loss(row: Row, name: str, form: str) -> str:
-        return format(losses[row["kv"]][name], form) if row["kv"] in losses else ""
+        return format(of_smollm2[row["kv"]][name], form) if row["kv"] in of_smollm2 else ""
 
     columns: Columns = {
         "type": lambda row: row["kv"],
@@ -602,7 +625,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "mixes": mixes,
     **{question: ablation(question) for question in ("signs", "metadata", "rotation", "scale", "key_bias")},
     "retrieval": retrieval,
-    "speed_cpu": speed_cpu,
+    "speed_cpu": lambda: speed("cpu"),
+    "bench_gpu": lambda: speed("cuda"),
     "speed_llamacpp": speed_llamacpp,
     "kernels_cpu": kernels_cpu,
     "speed_gpu": speed_gpu,
