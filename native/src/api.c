@@ -215,6 +215,8 @@ pykvq_status pykvq_kv_encode(const char *type, char side, uint32_t head_dim, con
 pykvq_status pykvq_kv_decode(const char *type, char side, uint32_t head_dim, const uint8_t *tile, float *x) {
     const kvq_codec *codec;
     KVQ_TRY(find_codec(type, side, head_dim, &codec));
+    if (!kvq_tile_valid(codec, tile, head_dim))
+        return kvq_fail(PYKVQ_E_FORMAT, "KV tile of %s: not one that can have been encoded", type);
     codec->decode(codec, tile, head_dim, x);
     return PYKVQ_OK;
 }

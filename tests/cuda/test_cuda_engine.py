@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import write_llama
 from engine import tiny
+from engine.saved_file import last_byte_of_tile, with_checksum
 
 import pykvq
 from pykvq import evaluation, kv
@@ -112,6 +113,25 @@ def test_a_cache_of_the_gpu_continues_everywhere(model, kv_type, tmp_path):
         sequence = engine.sequence()
         sequence.load(tmp_path / "gpu.kv")
         assert difference(next_logits(engine, sequence, TEXT[300:310]), expected) < ROUNDED_QUERIES
+
+
+def test_a_saved_tile_with_wrong_channels_is_refused(tmp_path):
+    """Before a GPU indexes with them."""
+    with pykvq.Model.open(tiny.write(tmp_path / "model.gguf", head_dim=64)) as model:
+        with engine_on("cpu", model, kv="tier2") as engine:
+            sequence = engine.sequence()
+            sequence.sync(TEXT[:330])
+            feed(engine, sequence)
+            sequence.save(tmp_path / "saved.kv")
+        data = bytearray((tmp_path / "saved.kv").read_bytes())
+        data[last_byte_of_tile(data, "tier2", "k")] = 255
+        (tmp_path / "saved.kv").write_bytes(with_checksum(data))
+        with engine_on("cuda", model, kv="tier2") as engine:
+            sequence = engine.sequence()
+            sequence.sync(TEXT[:5])
+            with pytest.raises(pykvq.FormatError, match="not one that can have been encoded"):
+                sequence.load(tmp_path / "saved.kv")
+            assert sequence.tokens == TEXT[:5]
 
 
 @pytest.mark.parametrize("weights", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K_M", "Q5_K_S"])

@@ -7,6 +7,7 @@ import pykvq
 from pykvq import errors
 
 from . import tiny
+from .saved_file import HEADER_BYTES, LAYER_BYTES, last_byte_of_tile, with_checksum
 from .test_sequences import TEXT, feed
 
 
@@ -125,3 +126,58 @@ def test_save_to_an_impossible_place_leaves_nothing(model, tmp_path):
         with pytest.raises(errors.FileError, match="cannot be written"):
             sequence.save(tmp_path / "no" / "such" / "folder.kv")
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kv", "side", "change"),
+    [("tier3", "k", 255), ("tier2", "k", None), ("turbo3.5", "k", 255), ("turbo2.5", "k", 0), ("turbo2.5", "v", 0)],
+)
+def test_tiles_with_wrong_channels_are_refused(kv, side, change, tmp_path):
+    """What a tile says about the order of its channels, or which are wide, indexes memory."""
+    with pykvq.Model.open(tiny.write(tmp_path / "model.gguf")) as model:
+        with pykvq.Engine(model, ctx=1024, kv=kv) as engine:
+            sequence = engine.sequence()
+            sequence.sync(TEXT[:400])
+            feed(engine, sequence)
+            sequence.save(tmp_path / "saved.kv")
+        good = (tmp_path / "saved.kv").read_bytes()
+        assert with_checksum(good) == good
+        data, last = bytearray(good), last_byte_of_tile(good, kv, side)
+        data[last] = data[last - 1] if change is None else change  # None: a channel is there twice
+        (tmp_path / "saved.kv").write_bytes(with_checksum(data))
+        message = r"tile 1 of layer 0 is not one that can have been encoded"
+        refuses(model, tmp_path / "saved.kv", errors.FormatError, message, kv=kv)
+
+
+@pytest.mark.parametrize("kv", ["kivi2", "tier2", "turbo2.5"])
+def test_files_that_someone_made_up_do_no_harm(model, kv, tmp_path):
+    """Refused, or continued without touching what is not theirs: CI runs this with the address sanitizer."""
+    rng = np.random.default_rng(4)
+    path = tmp_path / "saved.kv"
+    with pykvq.Engine(model, ctx=1024, kv=kv, threads=1) as engine:
+        sequence = engine.sequence()
+        sequence.sync(TEXT[:700])
+        feed(engine, sequence)
+        sequence.push(TEXT[700:705])
+        sequence.save(path)
+        good, n_loaded = path.read_bytes(), 0
+        before_pages = HEADER_BYTES + 2 * LAYER_BYTES + 4 * 705 + 24
+        for i in range(200):
+            data = bytearray(good)
+            for place in rng.integers(32, before_pages if i % 2 else len(good) - 8, 1 + i % 3):
+                data[place] = rng.choice([0, 1, 0xFF, int(rng.integers(256))])
+            path.write_bytes(with_checksum(data))
+            try:
+                sequence.load(path)
+            except errors.PykvqError:
+                continue
+            n_loaded += 1
+            feed(engine, sequence)
+        assert 0 < n_loaded < 200
+
+
+def test_a_token_beyond_the_vocabulary_is_refused(model, saved):
+    data = bytearray(saved.read_bytes())
+    data[HEADER_BYTES + 2 * LAYER_BYTES + 4 * 7 + 3] = 0x7F
+    saved.write_bytes(with_checksum(data))
+    refuses(model, saved, errors.FormatError, r"token 7 is \d+, the vocabulary has ids 0 to 159")

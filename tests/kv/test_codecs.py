@@ -36,6 +36,13 @@ def test_bytes_are_the_committed_ones(kv_type, side):
         assert zlib.crc32(tiles) == golden[f"crc32 {head_dim}"]
 
 
+@pytest.mark.parametrize(("kv_type", "side"), [("tier3", "k"), ("tier2", "k"), ("turbo3.5", "k"), ("turbo2.5", "v")])
+def test_tiles_with_channels_out_of_range_are_refused(kv_type, side):
+    tile = encode(kv_type, side, gaussian(128))
+    with pytest.raises(errors.FormatError, match="not one that can have been encoded"):
+        decode(kv_type, side, tile[:-2] + b"\xff\xff", 128)
+
+
 @every_codec
 @every_head_dim
 def test_every_byte_is_written(kv_type, side, head_dim):

@@ -7,7 +7,7 @@ extern "C" {
 #endif
 #include "backend/backend.h"
 
-enum { KVQ_CUDA_ABI = 3 /* grows with every change of backend.h or codec.h */ };
+enum { KVQ_CUDA_ABI = 4 /* grows with every change of backend.h or codec.h */ };
 
 typedef struct kvq_cuda_host { /* what the core gives */
     uint32_t abi;

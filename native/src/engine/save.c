@@ -87,6 +87,28 @@ static size_t largest_page(const pykvq_engine *e) {
     return most;
 }
 
+/* Where a page of the file belongs. */
+typedef struct place {
+    uint32_t group, tile, layer;
+    uint32_t i; /* of the tile, among those of all groups */
+    const kvq_kv_layer *kv;
+} place;
+
+/* Visits the pages in the order of the file. */
+static pykvq_status each_page(const pykvq_engine *e, const uint32_t first_tile[KVQ_MAX_GROUPS], uint32_t n_tiles,
+                              pykvq_status (*visit)(void *context, const place *at), void *context) {
+    place at = {0};
+    for (at.group = 0; at.group < KVQ_MAX_GROUPS; at.group++)
+        for (at.tile = first_tile[at.group]; e->groups[at.group].n_layer > 0 && at.tile < n_tiles; at.tile++, at.i++)
+            for (at.layer = 0; at.layer < e->model->h.n_layer; at.layer++) {
+                if (e->model->weights.layers[at.layer].windowed != at.group)
+                    continue;
+                at.kv = &e->forward.kv[at.layer];
+                KVQ_TRY(visit(context, &at));
+            }
+    return PYKVQ_OK;
+}
+
 /* ---- writing ---- */
 
 typedef struct writer {
@@ -100,19 +122,18 @@ static void put(writer *w, const void *data, size_t n_bytes) {
     w->failed |= fwrite(data, 1, n_bytes, w->file) != n_bytes;
 }
 
-static pykvq_status put_pages(writer *w, const pykvq_seq *seq, void *buffer) {
-    const pykvq_engine *e = seq->engine;
-    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
-        for (uint32_t tile = seq->first_tile[group]; e->groups[group].n_layer > 0 && tile < kvq_n_tiles(seq->n_cached);
-             tile++)
-            for (uint32_t i = 0; i < e->model->h.n_layer; i++) {
-                if (e->model->weights.layers[i].windowed != group)
-                    continue;
-                const kvq_kv_layer *kv = &e->forward.kv[i];
-                kvq_page page = seq->pages[group][tile];
-                KVQ_TRY(e->forward.be->ops->page_read(e->forward.be, kv, page, buffer));
-                put(w, buffer, kvq_layer_page_bytes(kv, page));
-            }
+typedef struct page_writer {
+    writer *to;
+    const pykvq_seq *seq;
+    void *buffer;
+} page_writer;
+
+static pykvq_status put_page(void *context, const place *at) {
+    const page_writer *w = context;
+    kvq_backend *be = w->seq->engine->forward.be;
+    kvq_page page = w->seq->pages[at->group][at->tile];
+    KVQ_TRY(be->ops->page_read(be, at->kv, page, w->buffer));
+    put(w->to, w->buffer, kvq_layer_page_bytes(at->kv, page));
     return PYKVQ_OK;
 }
 
@@ -131,7 +152,7 @@ static pykvq_status put_all(writer *w, const pykvq_seq *seq, void *buffer) {
              tile++, n_forms++)
             ((uint8_t *)buffer)[n_forms] = (seq->pages[group][tile] & KVQ_PAGE_CODED) != 0;
     put(w, buffer, n_forms);
-    KVQ_TRY(put_pages(w, seq, buffer));
+    KVQ_TRY(each_page(e, seq->first_tile, kvq_n_tiles(seq->n_cached), put_page, &(page_writer){w, seq, buffer}));
     uint64_t checksum = kvq_checksum_end(&w->checksum);
     put(w, &checksum, sizeof checksum);
     return PYKVQ_OK;
@@ -179,6 +200,7 @@ typedef struct saved {
     const uint8_t *bytes; /* the mapped file */
     size_t n_bytes;
     header head;
+    uint32_t n_tiles, first_tile[KVQ_MAX_GROUPS];
     const uint8_t *layers, *tokens, *tiles, *pages; /* in it */
 } saved;
 
@@ -205,14 +227,15 @@ static pykvq_status check_header(const saved *s, const pykvq_seq *seq) {
                             a->tail, b->sink_tiles * KVQ_TILE, b->tail);
         if (a->n_layer != b->n_layer || a->window != b->window)
             return MISMATCH("saved with other sliding windows");
-        if (a->first_tile > kvq_n_tiles(head->n_cached))
-            return kvq_fail(PYKVQ_E_FORMAT, "its tile counts contradict each other");
     }
     if (head->n_tokens > seq->engine->layout.n_ctx)
         return kvq_fail(PYKVQ_E_FULL, "holds %u tokens, this engine's context %u", head->n_tokens,
                         seq->engine->layout.n_ctx);
     if (head->n_cached > head->n_tokens)
         return kvq_fail(PYKVQ_E_FORMAT, "has more cached tokens than tokens");
+    for (uint32_t i = 0; i < KVQ_MAX_GROUPS; i++)
+        if (head->groups[i].first_tile > kvq_group_first_seen_tile(&seq->engine->groups[i], head->n_cached + 1))
+            return kvq_fail(PYKVQ_E_FORMAT, "lacks tiles that its next token sees");
     return PYKVQ_OK;
 }
 
@@ -236,18 +259,18 @@ static pykvq_status locate(saved *s, const pykvq_engine *e) {
     s->tokens = s->bytes + at;
     at += s->head.n_tokens * sizeof(int32_t);
     s->tiles = s->bytes + at;
-    uint32_t n_tiles = kvq_n_tiles(s->head.n_cached);
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
         if (s->head.groups[group].n_layer > 0)
-            at += n_tiles - s->head.groups[group].first_tile;
+            at += s->n_tiles - s->first_tile[group];
     s->pages = s->bytes + at;
     const uint8_t *tile_form = s->tiles;
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS && at < s->n_bytes; group++) {
         const kvq_group *g = &e->groups[group];
-        for (uint32_t tile = s->head.groups[group].first_tile; g->n_layer > 0 && tile < n_tiles; tile++) {
+        for (uint32_t tile = s->first_tile[group]; g->n_layer > 0 && tile < s->n_tiles; tile++) {
             bool may_be_coded = g->coded && tile >= g->sink_tiles && (tile + 1) * KVQ_TILE <= s->head.n_cached;
-            if (*tile_form > may_be_coded)
-                return kvq_fail(PYKVQ_E_FORMAT, "tile %u is encoded where none can be", tile);
+            bool must_be_coded = may_be_coded && tile < kvq_group_first_tail_tile(g, s->head.n_cached);
+            if (*tile_form > may_be_coded || *tile_form < must_be_coded)
+                return kvq_fail(PYKVQ_E_FORMAT, "tile %u is%s encoded", tile, *tile_form ? "" : " not");
             at += *tile_form++ ? g->coded_page_bytes : g->raw_page_bytes;
         }
     }
@@ -256,46 +279,78 @@ static pykvq_status locate(saved *s, const pykvq_engine *e) {
     return PYKVQ_OK;
 }
 
-static pykvq_status check(saved *s, const pykvq_seq *seq) {
+static pykvq_status check_tokens(const saved *s, uint32_t n_vocab) {
+    for (uint32_t i = 0; i < s->head.n_tokens; i++) {
+        int32_t token;
+        memcpy(&token, s->tokens + i * sizeof token, sizeof token);
+        if (token < 0 || (uint32_t)token >= n_vocab)
+            return kvq_fail(PYKVQ_E_FORMAT, "token %u is %d, the vocabulary has ids 0 to %u", i, token, n_vocab - 1);
+    }
+    return PYKVQ_OK;
+}
+
+typedef struct page_reader {
+    const saved *from;
+    pykvq_seq *seq;
+    const uint8_t *next;
+} page_reader;
+
+/* The bytes of the next page. */
+static const uint8_t *take_page(page_reader *r, const place *at) {
+    const uint8_t *page = r->next;
+    r->next += kvq_layer_page_bytes(at->kv, r->from->tiles[at->i] ? KVQ_PAGE_CODED : 0);
+    return page;
+}
+
+static pykvq_status check_page(void *context, const place *at) {
+    page_reader *r = context;
+    const kvq_kv_layer *kv = at->kv;
+    const uint8_t *tile = take_page(r, at);
+    for (uint32_t head = 0; r->from->tiles[at->i] && head < kv->n_head_kv; head++) {
+        if (!kvq_tile_valid(kv->k, tile, kv->head_dim) || !kvq_tile_valid(kv->v, tile + kv->k_tile_bytes, kv->head_dim))
+            return kvq_fail(PYKVQ_E_FORMAT, "tile %u of layer %u is not one that can have been encoded", at->tile,
+                            at->layer);
+        tile += kv->k_tile_bytes + kv->v_tile_bytes;
+    }
+    return PYKVQ_OK;
+}
+
+static pykvq_status check(saved *s, pykvq_seq *seq) {
+    const pykvq_engine *e = seq->engine;
     if (s->n_bytes < sizeof s->head + sizeof(uint64_t))
         return kvq_fail(PYKVQ_E_FORMAT, "too short for a saved sequence");
     memcpy(&s->head, s->bytes, sizeof s->head);
     KVQ_TRY(check_header(s, seq));
+    s->n_tiles = kvq_n_tiles(s->head.n_cached);
+    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
+        s->first_tile[group] = s->head.groups[group].first_tile;
     if (s->n_bytes < sizeof s->head + s->head.n_layer * sizeof(codec_entry) + s->head.n_tokens * sizeof(int32_t) +
-                         2 * (size_t)kvq_n_tiles(s->head.n_cached))
+                         2 * (size_t)s->n_tiles)
         return kvq_fail(PYKVQ_E_FORMAT, "is cut short");
     s->layers = s->bytes + sizeof s->head;
-    KVQ_TRY(check_codecs(s, seq->engine));
-    KVQ_TRY(locate(s, seq->engine));
+    KVQ_TRY(check_codecs(s, e));
+    KVQ_TRY(locate(s, e));
     uint64_t stored;
     kvq_checksum own = {.hash = KVQ_HASH_START};
     memcpy(&stored, s->bytes + s->n_bytes - sizeof stored, sizeof stored);
     kvq_checksum_add(&own, s->bytes, s->n_bytes - sizeof stored);
     if (kvq_checksum_end(&own) != stored)
         return kvq_fail(PYKVQ_E_FORMAT, "is damaged: its checksum does not match");
-    return PYKVQ_OK;
+    KVQ_TRY(check_tokens(s, e->model->h.n_vocab));
+    return each_page(e, s->first_tile, s->n_tiles, check_page, &(page_reader){s, seq, s->pages});
+}
+
+static pykvq_status restore_page(void *context, const place *at) {
+    page_reader *r = context;
+    kvq_backend *be = r->seq->engine->forward.be;
+    return be->ops->page_write(be, at->kv, r->seq->pages[at->group][at->tile], take_page(r, at));
 }
 
 /* Everything is checked: replaces what the sequence holds. Fails only before anything changes, if the pools are too full.
  */
 static pykvq_status restore(pykvq_seq *seq, const saved *s) {
-    pykvq_engine *e = seq->engine;
-    uint32_t n_tiles = kvq_n_tiles(s->head.n_cached), first_tile[KVQ_MAX_GROUPS];
-    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++)
-        first_tile[group] = s->head.groups[group].first_tile;
-    KVQ_TRY(kvq_seq_replace_pages(seq, first_tile, n_tiles, s->tiles));
-    const uint8_t *from = s->pages;
-    for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++) {
-        for (uint32_t tile = first_tile[group]; e->groups[group].n_layer > 0 && tile < n_tiles; tile++)
-            for (uint32_t i = 0; i < e->model->h.n_layer; i++) {
-                if (e->model->weights.layers[i].windowed != group)
-                    continue;
-                const kvq_kv_layer *kv = &e->forward.kv[i];
-                kvq_page page = seq->pages[group][tile];
-                KVQ_TRY(e->forward.be->ops->page_write(e->forward.be, kv, page, from));
-                from += kvq_layer_page_bytes(kv, page);
-            }
-    }
+    KVQ_TRY(kvq_seq_replace_pages(seq, s->first_tile, s->n_tiles, s->tiles));
+    KVQ_TRY(each_page(seq->engine, s->first_tile, s->n_tiles, restore_page, &(page_reader){s, seq, s->pages}));
     memcpy(seq->tokens, s->tokens, s->head.n_tokens * sizeof(int32_t));
     seq->n_tokens = s->head.n_tokens;
     seq->n_cached = s->head.n_cached;

@@ -135,7 +135,7 @@ pykvq_status kvq_seq_replace_pages(pykvq_seq *seq, const uint32_t first_tile[KVQ
     for (uint32_t group = 0; group < KVQ_MAX_GROUPS; group++) {
         kvq_group *g = &e->groups[group];
         seq->first_tile[group] = first_tile[group];
-        seq->n_settled[group] = g->sink_tiles;
+        seq->n_settled[group] = g->sink_tiles > first_tile[group] ? g->sink_tiles : first_tile[group];
         for (uint32_t tile = first_tile[group]; g->n_layer > 0 && tile < n_tiles; tile++) {
             bool is_coded = *coded++;
             seq->pages[group][tile] = is_coded ? kvq_pool_take(&g->coded_pool) | KVQ_PAGE_CODED : kvq_pool_take(&g->raw);

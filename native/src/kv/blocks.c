@@ -104,8 +104,8 @@ static void decode(const kvq_codec *codec, const uint8_t *tile, uint32_t head_di
 }
 
 #define BLOCKS(id, name, bits)                                                                                             \
-    const kvq_codec kvq_codec_##id##_k = {name, 'k', 1, true, bits, KVQ_BLOCK, tile_bytes, encode, decode};                \
-    const kvq_codec kvq_codec_##id##_v = {name, 'v', 1, true, bits, KVQ_BLOCK, tile_bytes, encode, decode}
+    const kvq_codec kvq_codec_##id##_k = {name, 'k', 1, true, bits, KVQ_BLOCK, tile_bytes, encode, decode, NULL};          \
+    const kvq_codec kvq_codec_##id##_v = {name, 'v', 1, true, bits, KVQ_BLOCK, tile_bytes, encode, decode, NULL}
 
 BLOCKS(q8_0, "q8_0", 8);
 BLOCKS(q4_0, "q4_0", 4);

@@ -26,7 +26,13 @@ struct kvq_codec {
     uint32_t (*encode)(const kvq_codec *codec, const float *x, uint32_t head_dim, uint8_t *tile);
     /* the inverse, as near as the codec can: x (KVQ_TILE, head_dim) in the original basis; finite for every encoded tile */
     void (*decode)(const kvq_codec *codec, const uint8_t *tile, uint32_t head_dim, float *x);
+    /* of a tile from outside: is what decode and kernels index with in range? NULL: any bytes are */
+    bool (*valid)(const kvq_codec *codec, const uint8_t *tile, uint32_t head_dim);
 };
+
+static inline bool kvq_tile_valid(const kvq_codec *codec, const uint8_t *tile, uint32_t head_dim) {
+    return codec->valid == NULL || codec->valid(codec, tile, head_dim);
+}
 
 /* A KV type: what --kv takes. */
 typedef struct kvq_kv_type {

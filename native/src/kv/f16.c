@@ -37,5 +37,5 @@ static void decode(const kvq_codec *codec, const uint8_t *tile, uint32_t head_di
             x[(size_t)t * head_dim + d] = kvq_f16_to_f32(halfs[place(codec, head_dim, t, d)]);
 }
 
-const kvq_codec kvq_codec_f16_k = {"f16", 'k', 1, false, 16, 1, tile_bytes, encode, decode};
-const kvq_codec kvq_codec_f16_v = {"f16", 'v', 1, false, 16, 1, tile_bytes, encode, decode};
+const kvq_codec kvq_codec_f16_k = {"f16", 'k', 1, false, 16, 1, tile_bytes, encode, decode, NULL};
+const kvq_codec kvq_codec_f16_v = {"f16", 'v', 1, false, 16, 1, tile_bytes, encode, decode, NULL};

@@ -52,5 +52,5 @@ static void decode(const kvq_codec *codec, const uint8_t *tile, uint32_t head_di
     kvq_rotate_back(x, KVQ_TILE, head_dim);
 }
 
-const kvq_codec kvq_codec_fp8_k = {"fp8", 'k', 1, true, 8, 0, tile_bytes, encode, decode};
-const kvq_codec kvq_codec_fp8_v = {"fp8", 'v', 1, true, 8, 0, tile_bytes, encode, decode};
+const kvq_codec kvq_codec_fp8_k = {"fp8", 'k', 1, true, 8, 0, tile_bytes, encode, decode, NULL};
+const kvq_codec kvq_codec_fp8_v = {"fp8", 'v', 1, true, 8, 0, tile_bytes, encode, decode, NULL};

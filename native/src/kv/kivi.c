@@ -72,8 +72,8 @@ static void decode(const kvq_codec *codec, const uint8_t *tile, uint32_t head_di
 }
 
 #define KIVI(id, name, bits, group)                                                                                        \
-    const kvq_codec kvq_codec_##id##_k = {name, 'k', 1, false, bits, group, tile_bytes, encode, decode};                   \
-    const kvq_codec kvq_codec_##id##_v = {name, 'v', 1, false, bits, group, tile_bytes, encode, decode}
+    const kvq_codec kvq_codec_##id##_k = {name, 'k', 1, false, bits, group, tile_bytes, encode, decode, NULL};             \
+    const kvq_codec kvq_codec_##id##_v = {name, 'v', 1, false, bits, group, tile_bytes, encode, decode, NULL}
 
 KIVI(kivi4, "kivi4", 4, 32);
 KIVI(kivi2, "kivi2", 2, 32);

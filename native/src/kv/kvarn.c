@@ -89,8 +89,8 @@ static void decode(const kvq_codec *codec, const uint8_t *tile, uint32_t head_di
 }
 
 #define KVARN(id, name, bits)                                                                                              \
-    const kvq_codec kvq_codec_##id##_k = {name, 'k', 1, true, bits, KVQ_TILE, tile_bytes, encode, decode};                 \
-    const kvq_codec kvq_codec_##id##_v = {name, 'v', 1, true, bits, KVQ_TILE, tile_bytes, encode, decode}
+    const kvq_codec kvq_codec_##id##_k = {name, 'k', 1, true, bits, KVQ_TILE, tile_bytes, encode, decode, NULL};           \
+    const kvq_codec kvq_codec_##id##_v = {name, 'v', 1, true, bits, KVQ_TILE, tile_bytes, encode, decode, NULL}
 
 KVARN(kvarn4, "kvarn4", 4);
 KVARN(kvarn3, "kvarn3", 3);

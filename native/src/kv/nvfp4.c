@@ -83,5 +83,5 @@ static void decode(const kvq_codec *codec, const uint8_t *tile, uint32_t head_di
     kvq_rotate_back(x, KVQ_TILE, head_dim);
 }
 
-const kvq_codec kvq_codec_nvfp4_k = {"nvfp4", 'k', 1, true, 4, KVQ_NVFP4_GROUP, tile_bytes, encode, decode};
-const kvq_codec kvq_codec_nvfp4_v = {"nvfp4", 'v', 1, true, 4, KVQ_NVFP4_GROUP, tile_bytes, encode, decode};
+const kvq_codec kvq_codec_nvfp4_k = {"nvfp4", 'k', 1, true, 4, KVQ_NVFP4_GROUP, tile_bytes, encode, decode, NULL};
+const kvq_codec kvq_codec_nvfp4_v = {"nvfp4", 'v', 1, true, 4, KVQ_NVFP4_GROUP, tile_bytes, encode, decode, NULL};

@@ -106,5 +106,17 @@ static void decode(const kvq_codec *codec, const uint8_t *tile, uint32_t head_di
             x[t * head_dim + d] *= kvq_f16_to_f32(factor[t]);
 }
 
-const kvq_codec kvq_codec_tier3_k = {"tier3", 'k', 1, false, 3, KVQ_TILE, tile_bytes, encode, decode};
-const kvq_codec kvq_codec_tier2_k = {"tier2", 'k', 1, false, 2, KVQ_TILE, tile_bytes, encode, decode};
+/* Is every channel there once? */
+static bool valid(const kvq_codec *codec, const uint8_t *tile, uint32_t head_dim) {
+    const uint8_t *order = tile + kvq_tier_order(codec, head_dim);
+    bool seen[KVQ_MAX_HEAD_DIM] = {false};
+    for (uint32_t i = 0; i < head_dim; i++) {
+        if (order[i] >= head_dim || seen[order[i]])
+            return false;
+        seen[order[i]] = true;
+    }
+    return true;
+}
+
+const kvq_codec kvq_codec_tier3_k = {"tier3", 'k', 1, false, 3, KVQ_TILE, tile_bytes, encode, decode, valid};
+const kvq_codec kvq_codec_tier2_k = {"tier2", 'k', 1, false, 2, KVQ_TILE, tile_bytes, encode, decode, valid};

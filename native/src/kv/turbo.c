@@ -183,13 +183,24 @@ static void split_decode(const kvq_codec *codec, const uint8_t *tile, uint32_t h
     }
 }
 
+/* Are as many channels wide as there must be? */
+static bool split_valid(const kvq_codec *codec, const uint8_t *tile, uint32_t head_dim) {
+    const uint8_t *mask = tile + kvq_turbo_mask(codec, head_dim);
+    uint32_t n_wide = 0;
+    for (uint32_t d = 0; d < head_dim; d++)
+        n_wide += mask[d / 8] >> d % 8 & 1;
+    return n_wide == kvq_turbo_n_wide(head_dim);
+}
+
 #define TURBO(id, name, bits)                                                                                              \
-    const kvq_codec kvq_codec_##id##_k = {name, 'k', 1, true, bits, 0, tile_bytes, encode, decode};                        \
-    const kvq_codec kvq_codec_##id##_v = {name, 'v', 1, true, bits, 0, tile_bytes, encode, decode}
+    const kvq_codec kvq_codec_##id##_k = {name, 'k', 1, true, bits, 0, tile_bytes, encode, decode, NULL};                  \
+    const kvq_codec kvq_codec_##id##_v = {name, 'v', 1, true, bits, 0, tile_bytes, encode, decode, NULL}
 
 #define TURBO_SPLIT(id, name, bits)                                                                                        \
-    const kvq_codec kvq_codec_##id##_k = {name, 'k', 1, false, bits, 0, split_tile_bytes, split_encode, split_decode};     \
-    const kvq_codec kvq_codec_##id##_v = {name, 'v', 1, false, bits, 0, split_tile_bytes, split_encode, split_decode}
+    const kvq_codec kvq_codec_##id##_k = {name,         'k',          1,          false, bits, 0, split_tile_bytes,        \
+                                          split_encode, split_decode, split_valid};                                        \
+    const kvq_codec kvq_codec_##id##_v = {name,         'v',          1,          false, bits, 0, split_tile_bytes,        \
+                                          split_encode, split_decode, split_valid}
 
 TURBO(turbo4, "turbo4", 4);
 TURBO(turbo3, "turbo3", 3);
