@@ -72,8 +72,9 @@ def _show(repl: Repl, argument: str) -> Iterator[str]:
             template = conversation.model.chat_template
             yield template.source if template else "none"
         case "messages":
-            for message in conversation.messages:
-                yield f"{message['role']}: {message['content']}"
+            for i, message in enumerate(conversation.messages):
+                is_dropped = i < conversation.n_dropped_messages
+                yield f"{message['role']}{' (dropped)' if is_dropped else ''}: {message['content']}"
         case other:
             raise ArgumentError(f"/show: {other!r}, expected {', '.join(SHOWN)}")
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import threading
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -30,7 +31,7 @@ class Conversation:
         system: the system message.
         sampler: of the answers; may be replaced between them.
         max_tokens: of one answer.
-        overflow: what to do when the context is full.
+        overflow: what to do when the context is full; turns that are dropped from it stay in `messages` and in files.
         thinking: passed to the template as `enable_thinking`; None: the template decides.
         tools: functions that the model may call, as JSON schemas; passed to the template.
 
@@ -62,7 +63,7 @@ class Conversation:
         self.thinking = thinking
         self.tools = tools
         self.messages: list[Message] = []  # of user, assistant and tool, oldest first
-        self.n_dropped = 0  # turns that the last answer's prompt had no room for
+        self.n_dropped = 0  # turns at the beginning that the last answer's prompt had no room for
         self.generation: Generation | None = None  # the last answer
         self.options: GenerateOptions = {}  # how answers are made: structured, guessed
         self.resources = contextlib.ExitStack()  # what to close with it
@@ -139,7 +140,7 @@ class Conversation:
 
     def clear(self) -> None:
         """Forget all turns; the system message stays."""
-        self.messages = []
+        self.messages, self.n_dropped = [], 0
 
     def cancel(self) -> None:
         """End the answer that is being made; from any thread."""
@@ -158,7 +159,8 @@ class Conversation:
         if path.exists():
             _read_record(path)
         self.sequence.save(f"{path}.kv")
-        record = {"format": FILE_FORMAT, "system": self.system, "messages": self.messages}
+        record = {"format": FILE_FORMAT, "system": self.system}
+        record |= {"messages": self.messages, "n_dropped": self.n_dropped}
         part = path.with_name(path.name + ".part")
         try:
             part.write_text(json.dumps(record, ensure_ascii=False, indent=1), "utf-8")
@@ -177,7 +179,7 @@ class Conversation:
             FileError: the file cannot be read.
             FormatError: it is no saved conversation.
         """
-        self.system, self.messages = _read_record(Path(path))
+        self.system, self.messages, self.n_dropped = _read_record(Path(path))
         try:
             self.sequence.load(f"{os.fspath(path)}.kv")
         except PykvqError as error:
@@ -190,11 +192,17 @@ class Conversation:
         Ending early is fine: the next answer computes the rest.
         """
         if self.messages:
-            prompt = self._prompt(self.messages, add_generation_prompt=False)
+            prompt = self._prompt(self.messages[self.n_dropped_messages :], add_generation_prompt=False)
             self.sequence.sync(prompt)
             while self.sequence.n_pending:
                 self.sequence.engine.step([self.sequence])
                 yield len(prompt) - self.sequence.n_pending, len(prompt)
+
+    @property
+    def n_dropped_messages(self) -> int:
+        """The messages of the dropped turns; never all."""
+        begins = _turns(self.messages)
+        return begins[min(self.n_dropped, len(begins) - 1)]
 
     def _last_question(self) -> int:
         last = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=None)
@@ -208,28 +216,30 @@ class Conversation:
             variables["enable_thinking"] = self.thinking
         return self.model.chat_tokens([*system, *messages], tools=self.tools, **variables)
 
-    def _fit(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
-        """The messages and their prompt, without the oldest turns if they leave no room for an answer."""
+    def _fit(self, messages: list[Message]) -> tuple[int, list[int]]:
+        """How many turns must be dropped to leave room for an answer, and the prompt without them."""
         n_ctx = self.sequence.engine.plan.n_ctx
         n_reserved = min(self.max_tokens, n_ctx // 4)
-        self.n_dropped = 0
-        while len(prompt := self._prompt(messages)) + n_reserved > n_ctx:
-            next_turn = next((i for i, m in enumerate(messages) if i > 0 and m["role"] == "user"), None)
-            if self.overflow == "stop" or next_turn is None:
-                raise FullError(
-                    f"context: {len(prompt)} tokens and {n_reserved} for the answer do not fit its {n_ctx} tokens"
-                )
-            messages = messages[next_turn:]
-            self.n_dropped += 1
-        return messages, prompt
+        begins = _turns(messages) if self.overflow == "drop" else [0]
+
+        def prompt(n_dropped: int) -> list[int]:
+            return self._prompt(messages[begins[n_dropped] :])
+
+        most = len(begins) - 1
+        n = bisect_left(range(most), True, key=lambda n: len(prompt(n)) + n_reserved <= n_ctx)
+        if len(kept := prompt(n)) + n_reserved > n_ctx:
+            raise FullError(
+                f"context: {len(kept)} tokens and {n_reserved} for the answer do not fit its {n_ctx} tokens"
+            )
+        return n, kept
 
     def _answer(self, messages: list[Message]) -> Generator[Piece, None, None]:
         self._is_cancelled = False
-        messages, prompt = self._fit(messages)
+        n_dropped, prompt = self._fit(messages)
         self.generation = generate(
             self.sequence, prompt, max_tokens=self.max_tokens, sampler=self.sampler, **self.options
         )
-        self.messages = messages
+        self.messages, self.n_dropped = messages, n_dropped
         if self._is_cancelled:
             self.generation.cancel()
         opens = self.model.tokenizer.decode(prompt[-8:]).rstrip().endswith(OPEN)
@@ -251,8 +261,13 @@ class Conversation:
             self.messages.append(message)
 
 
-def _read_record(path: Path) -> tuple[str | None, list[Message]]:
-    """The system message and the turns of a saved conversation."""
+def _turns(messages: list[Message]) -> list[int]:
+    """Where turns begin: the first with the first message, the others with a question."""
+    return [i for i, message in enumerate(messages) if i == 0 or message["role"] == "user"] or [0]
+
+
+def _read_record(path: Path) -> tuple[str | None, list[Message], int]:
+    """The system message, the messages and how many turns were dropped of a saved conversation."""
     try:
         record: Any = json.loads(path.read_bytes())
     except OSError as error:
@@ -260,7 +275,7 @@ def _read_record(path: Path) -> tuple[str | None, list[Message]]:
     except ValueError as error:
         raise FormatError(f"{path}: not a saved conversation ({error})") from None
     with contextlib.suppress(AttributeError, KeyError, TypeError):
-        system, messages = record["system"], record["messages"]
+        system, messages, n_dropped = record["system"], record["messages"], record.get("n_dropped", 0)
         texts = [text for message in messages for text in message.values()]
         roles = {message["role"] for message in messages if "content" in message}
         if (
@@ -269,6 +284,8 @@ def _read_record(path: Path) -> tuple[str | None, list[Message]]:
             and all(isinstance(text, str) for text in texts)
             and roles <= {"user", "assistant", "tool"}
             and all("content" in message for message in messages)
+            and isinstance(n_dropped, int)
+            and n_dropped >= 0
         ):
-            return system, messages
+            return system, messages, n_dropped
     raise FormatError(f"{path}: not a conversation saved as {FILE_FORMAT!r}")

@@ -72,6 +72,7 @@ class Repl:
         self._console = console
         self._interruptible = interruptible
         self._open_sequence = open_sequence
+        self._n_dropped = 0  # turns, as far as the user was told
 
     @property
     def columns(self) -> int:
@@ -137,9 +138,10 @@ class Repl:
 
     def _explain_end(self) -> None:
         conversation, generation = self.conversation, self.conversation.generation
-        if conversation.n_dropped:
-            turns = "turn was" if conversation.n_dropped == 1 else f"{conversation.n_dropped} turns were"
-            self._console.note(f"the context was full: the oldest {turns} dropped")
+        if conversation.n_dropped > self._n_dropped:
+            turns = "turn is" if conversation.n_dropped == 1 else f"{conversation.n_dropped} turns are"
+            self._console.note(f"the context is full: the oldest {turns} dropped from it, but not from /save")
+        self._n_dropped = conversation.n_dropped
         if generation is None:
             return
         reason, n_ctx = generation.result.finish_reason, generation.plan.n_ctx

@@ -95,6 +95,7 @@ def test_a_cache_of_other_settings_is_refused_and_the_turns_are_kept(make, tmp_p
         '{"format": "pykvq chat 1", "system": null, "messages": [{"role": "user"}]}',
         '{"format": "pykvq chat 1", "system": null, "messages": [{"role": "user", "content": 1}]}',
         '{"format": "pykvq chat 1", "system": null, "messages": [{"role": "judge", "content": "x"}]}',
+        '{"format": "pykvq chat 1", "system": null, "messages": [], "n_dropped": -1}',
     ],
 )
 def test_other_files_are_refused(make, tmp_path, text):
@@ -110,10 +111,34 @@ def test_a_full_context_drops_the_oldest_turns(make):
     talk = make(ctx=128, overflow="drop")
     for i in range(6):
         answer(talk, f"question {i}")
-    assert talk.n_dropped == 1
-    assert len(talk.messages) < 12
-    assert talk.messages[-2]["content"] == "question 5"
+    assert 0 < talk.n_dropped < 5
+    assert [m["content"] for m in talk.messages[::2]] == [f"question {i}" for i in range(6)]
+    kept = talk.model.tokenizer.decode(talk.sequence.tokens)
+    assert [f"question {i}" in kept for i in range(6)] == [i >= talk.n_dropped for i in range(6)]
     assert len(talk.sequence) <= 128
+    with pykvq.Engine(talk.model, ctx=512) as larger:  # has room for all of them
+        talk.sequence = larger.sequence()
+        answer(talk, "the last one")
+        assert talk.n_dropped == 0
+        assert "question 0" in talk.model.tokenizer.decode(talk.sequence.tokens)
+
+
+def test_dropped_turns_are_saved_and_loaded(make, tmp_path):
+    talk = make(ctx=128)
+    for i in range(6):
+        answer(talk, f"question {i}")
+    talk.save(tmp_path / "talk")
+    other = make(ctx=128)
+    assert other.load(tmp_path / "talk") is None
+    assert (other.messages, other.n_dropped) == (talk.messages, talk.n_dropped)
+    assert len(other.messages) == 12
+    kept = other.messages[other.n_dropped_messages :]
+    assert kept[0] == {"role": "user", "content": f"question {other.n_dropped}"}
+    assert [*other.reread()][-1][0] == len(other.model.chat_tokens(kept, add_generation_prompt=False))
+    for _ in range(6):
+        other.take_back()
+        assert other.n_dropped_messages < max(len(other.messages), 1)
+    assert answer(other, "one") == answer(make(ctx=128), "one")
 
 
 def test_a_full_context_stops_and_changes_nothing(make):
