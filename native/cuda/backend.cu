@@ -201,7 +201,7 @@ pykvq_status prepare(cuda_backend *c) {
     for (uint32_t i = 0; i < MAX_ROPES; i++)
         c->ropes[i].device = (float *)memory + i * KVQ_MAX_HEAD_DIM;
     cudaError_t error = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
-    return error == cudaSuccess ? PYKVQ_OK : fail(PYKVQ_E_DEVICE, "CUDA stream: %s", cudaGetErrorString(error));
+    return error == cudaSuccess ? PYKVQ_OK : fail_cuda("CUDA stream", error);
 }
 
 /* ---- what the core calls ---- */
@@ -232,6 +232,8 @@ pykvq_status check_device() {
     if (error == cudaErrorDevicesUnavailable)
         return fail(PYKVQ_E_UNSUPPORTED,
                     "device 'cuda': the GPU is busy or unavailable: another process has it for itself");
+    if (error == cudaErrorMemoryAllocation)
+        return fail(PYKVQ_E_MEMORY, "device 'cuda': other processes hold its memory, there is no room to start");
     if (error != cudaSuccess)
         return fail(PYKVQ_E_DEVICE, "device 'cuda': %s; to use the GPU again, start a new process",
                     cudaGetErrorString(error));
@@ -271,7 +273,7 @@ pykvq_status create(const kvq_backend_limits *limits, kvq_backend **out) {
 
 pykvq_status memory(size_t *n_free, size_t *n_total) {
     cudaError_t error = cudaMemGetInfo(n_free, n_total);
-    return error == cudaSuccess ? PYKVQ_OK : fail(PYKVQ_E_DEVICE, "device 'cuda': %s", cudaGetErrorString(error));
+    return error == cudaSuccess ? PYKVQ_OK : fail_cuda("device 'cuda'", error);
 }
 
 const kvq_cuda_library library = {check_device, create, scratch_bytes, check_kv, weight_bytes, memory};

@@ -60,7 +60,7 @@ pykvq_status order_page(cuda_backend *c, const kvq_kv_layer *kv, kvq_page page, 
     cudaError_t error = launch_order(a, c->stream);
     if (error == cudaSuccess)
         error = cudaStreamSynchronize(c->stream);
-    return error == cudaSuccess ? PYKVQ_OK : fail(PYKVQ_E_DEVICE, "KV cache: %s", cudaGetErrorString(error));
+    return error == cudaSuccess ? PYKVQ_OK : fail_cuda("KV cache", error);
 }
 
 variant new_variant(const cuda_backend *c, const plan_shape &shape) {

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LT_SUCCESS = 0 };                               /* cublasStatus_t */
+enum { LT_SUCCESS = 0, LT_NO_MEMORY = 3 };             /* cublasStatus_t */
 enum { LT_COMPUTE_32F = 68 };                          /* cublasComputeType_t: sums in f32 */
 enum { LT_F32 = 0, LT_F16 = 2 };                       /* cudaDataType_t */
 enum { LT_TRANSPOSE = 1 };                             /* cublasOperation_t */

@@ -83,7 +83,9 @@ pykvq_status gemm_create(gemm **out) {
     for (int which : {LT_PREFER_ALIGN_C, LT_PREFER_ALIGN_D})
         if (status == LT_SUCCESS)
             status = g->lt->MatmulPreferenceSetAttribute(g->preference, which, &alignment, sizeof alignment);
-    return status == LT_SUCCESS ? PYKVQ_OK : fail(PYKVQ_E_DEVICE, "cuBLASLt: it does not start, status %d", status);
+    return status == LT_SUCCESS ? PYKVQ_OK
+                                : fail(status == LT_NO_MEMORY ? PYKVQ_E_MEMORY : PYKVQ_E_DEVICE,
+                                       "cuBLASLt: it does not start, status %d", status);
 }
 
 static void release(const lt_library *lt, choice *c) {

@@ -1,6 +1,7 @@
 /* Device memory, and weights put into it: the file's bytes go through a staging buffer and are arranged by the GPU. */
 #include "load.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 decltype(kvq_cuda_host::fail) fail;
@@ -9,6 +10,15 @@ decltype(kvq_cuda_host::fail) fail;
  * before the device's memory has changed. */
 static cudaError_t wait_for_default_stream(void) {
     return cudaStreamSynchronize(cudaStreamLegacy);
+}
+
+pykvq_status fail_cuda(const char *what, cudaError_t error) {
+    if (error != cudaErrorMemoryAllocation)
+        return fail(PYKVQ_E_DEVICE, "%s: %s", what, cudaGetErrorString(error));
+    size_t n_free = 0, n_total = 0;
+    cudaGetLastError(); /* of this call; the next ones may succeed */
+    cudaMemGetInfo(&n_free, &n_total);
+    return fail(PYKVQ_E_MEMORY, "%s: out of GPU memory, %zu of %zu bytes are free", what, n_free, n_total);
 }
 
 pykvq_status take(size_t n_bytes, const char *what, void **out) {
@@ -22,20 +32,16 @@ pykvq_status take(size_t n_bytes, const char *what, void **out) {
         error = wait_for_default_stream();
     if (error == cudaSuccess)
         return PYKVQ_OK;
-    size_t n_free = 0, n_total = 0;
-    cudaGetLastError();
-    cudaMemGetInfo(&n_free, &n_total);
-    return error == cudaErrorMemoryAllocation
-               ? fail(PYKVQ_E_MEMORY, "%s: %zu bytes asked for, %zu of the GPU's %zu are free", what, n_bytes, n_free,
-                      n_total)
-               : fail(PYKVQ_E_DEVICE, "%s: %s", what, cudaGetErrorString(error));
+    char text[128];
+    snprintf(text, sizeof text, "%s of %zu bytes", what, n_bytes);
+    return fail_cuda(text, error);
 }
 
 pykvq_status copy(void *dst, const void *src, size_t n_bytes) {
     cudaError_t error = cudaMemcpy(dst, src, n_bytes, cudaMemcpyDefault);
     if (error == cudaSuccess)
         error = wait_for_default_stream();
-    return error == cudaSuccess ? PYKVQ_OK : fail(PYKVQ_E_DEVICE, "GPU copy: %s", cudaGetErrorString(error));
+    return error == cudaSuccess ? PYKVQ_OK : fail_cuda("GPU copy", error);
 }
 
 namespace {
@@ -146,7 +152,7 @@ pykvq_status load_matrix(const kvq_weight *w, uint8_t *staging, cudaStream_t str
             launch_arrange(*m, staging, row_bytes, block, n, stream);
             cudaError_t error = cudaStreamSynchronize(stream);
             if (error != cudaSuccess)
-                status = fail(PYKVQ_E_DEVICE, "weights: %s", cudaGetErrorString(error));
+                status = fail_cuda("weights", error);
         }
     }
     free(halfs);

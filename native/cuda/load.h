@@ -19,6 +19,8 @@ struct weight_memory { /* kvq_weight.device */
     size_t n_bytes;
 };
 
+/* The sentence of an error: the GPU's memory, which other processes may give back, or the device itself. */
+pykvq_status fail_cuda(const char *what, cudaError_t error);
 /* Zeroed device memory, or a sentence with what is free. */
 pykvq_status take(size_t n_bytes, const char *what, void **out);
 pykvq_status copy(void *dst, const void *src, size_t n_bytes);

@@ -120,6 +120,6 @@ pykvq_status op_step_end(kvq_backend *be, bool run) {
         c->base.n_bad_elements = *c->host.n_bad;
     c->batch = NULL;
     if (c->error != cudaSuccess)
-        return fail(PYKVQ_E_DEVICE, "GPU: %s", cudaGetErrorString(c->error));
+        return fail_cuda("GPU", c->error);
     return c->refusal == NULL ? PYKVQ_OK : fail(PYKVQ_E_UNSUPPORTED, "%s", c->refusal);
 }

@@ -157,6 +157,35 @@ def test_a_plan_is_what_an_engine_takes(run_emulated: RunEmulated, tiny_llama: P
     assert "OutOfMemoryError" in _sentence(run_emulated, tiny_llama, code, free=n_bytes - 1)
 
 
+def test_another_process_takes_the_memory(run_emulated: RunEmulated, tiny_llama: Path) -> None:
+    """Between the look at what is free and any of the allocations: the sentence is that of the look."""
+    for at in (1, 3, 20):
+        said = _sentence(run_emulated, tiny_llama, "engine(ctx=256)", taken_at=at, free=300 << 20)
+        assert re.match(r"OutOfMemoryError engine: needs 1\d\d MiB .*, \d+ of 300 MiB are free; ", said), said
+
+
+NO_ROOM = """
+import pykvq, sys
+model = pykvq.Model.open(sys.argv[1])
+def tokens(device):
+    with pykvq.Engine(model, device=device, ctx=256) as engine, engine.sequence() as sequence:
+        for token in range(5):
+            sequence.push([token])
+            try:
+                engine.step([sequence])
+            except pykvq.OutOfMemoryError as error:
+                print(str(error).partition(",")[0])
+                engine.step([sequence])
+            yield int(sequence.logits()[-1].argmax())
+print([*tokens("cuda")] == [*tokens("cpu")])
+"""
+
+
+def test_a_step_that_finds_no_memory_can_be_repeated(run_emulated: RunEmulated, tiny_llama: Path) -> None:
+    done = run_emulated("-c", NO_ROOM, tiny_llama, no_room_at=3)
+    assert done.stdout.splitlines() == ["GPU: out of GPU memory", "True"], done.stdout + done.stderr
+
+
 LOST = """
 import numpy as np
 import pykvq, sys
@@ -211,12 +240,13 @@ def test_a_gpu_that_is_lost(run_emulated: RunEmulated, tiny_llama: Path) -> None
         ({"driver": 0}, "device 'cuda': no NVIDIA driver on this machine"),
         ({"driver": 12040}, "device 'cuda': the driver is for CUDA 12.4, expected 13.0 or later"),
         ({"capability": 75}, "emulated GPU has compute capability 7.5, which this build has no kernels for"),
+        ({"full": 1}, "device 'cuda': other processes hold its memory, there is no room to start"),
         ({"busy": 1}, "the GPU is busy or unavailable: another process has it for itself"),
     ],
 )
 def test_gpus_that_cannot_be_used(run_emulated: RunEmulated, tiny_llama: Path, gpu: dict, sentence: str) -> None:
     said = _sentence(run_emulated, tiny_llama, "engine(ctx=64)", **gpu)
-    assert said.startswith("UnsupportedError")
+    assert said.startswith("OutOfMemoryError" if "full" in gpu else "UnsupportedError")
     assert sentence in said
     done = run_emulated("-m", "pykvq", "doctor", "--json", **gpu)
     assert done.returncode == 0

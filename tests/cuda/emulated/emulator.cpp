@@ -7,6 +7,9 @@
  *   EMULATED_CAPABILITY  compute capability, e.g. 75 (default 90)
  *   EMULATED_BUSY        set: another process has it for itself
  *   EMULATED_LOST_AT     the graph launch, from 1, in which the GPU is lost; every later call fails too
+ *   EMULATED_FULL        set: other processes hold all memory, not even a context fits
+ *   EMULATED_TAKEN_AT    the allocation, from 1, before which another process takes what is free
+ *   EMULATED_NO_ROOM_AT  the graph launch, from 1, that finds no memory
  */
 #include <setjmp.h>
 #include <stdio.h>
@@ -258,7 +261,7 @@ void wait_copies(uint64_t *full, uint32_t parity) {
 
 /* ---- memory ---- */
 
-static size_t n_allocated;
+static size_t n_allocated, n_taken; /* by this process, by another */
 static bool is_lost;
 
 /* What every call may give. */
@@ -268,7 +271,7 @@ static cudaError_t state() {
 
 static size_t n_bytes_free() {
     size_t n_total = setting("EMULATED_FREE", (size_t)8 << 30);
-    return n_allocated < n_total ? n_total - n_allocated : 0;
+    return n_allocated + n_taken < n_total ? n_total - n_allocated - n_taken : 0;
 }
 
 static size_t *size_of(void *memory) { /* pages, bytes */
@@ -299,6 +302,9 @@ static cudaError_t release(void *memory) {
 }
 
 cudaError_t cudaMalloc(void **out, size_t n_bytes) {
+    static size_t n_calls;
+    if (++n_calls == setting("EMULATED_TAKEN_AT", 0))
+        n_taken = n_bytes_free();
     if (n_bytes > n_bytes_free())
         return cudaErrorMemoryAllocation;
     cudaError_t error = allocate(out, n_bytes);
@@ -392,6 +398,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
     is_lost |= ++n_launches == setting("EMULATED_LOST_AT", 0);
     if (is_lost)
         return state();
+    if (n_launches == setting("EMULATED_NO_ROOM_AT", 0))
+        return cudaErrorMemoryAllocation;
     for (const std::function<void()> &work : graph->launches)
         work();
     return cudaSuccess;
@@ -434,7 +442,8 @@ const char *cudaGetErrorString(cudaError_t error) {
 
 cudaError_t emulated_attributes(cudaFuncAttributes *out) {
     *out = {90, 1024};
-    return state() != cudaSuccess                    ? state()
+    return setting("EMULATED_FULL", 0)               ? cudaErrorMemoryAllocation
+           : state() != cudaSuccess                  ? state()
            : setting("EMULATED_CAPABILITY", 90) < 80 ? cudaErrorNoKernelImageForDevice
                                                      : cudaSuccess;
 }
