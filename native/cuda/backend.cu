@@ -17,15 +17,11 @@ pykvq_status op_copy(kvq_backend *, void *dst, const void *src, size_t n_bytes) 
     return copy(dst, src, n_bytes);
 }
 
-size_t op_scratch_bytes(const kvq_backend *be) {
-    return reinterpret_cast<const cuda_backend *>(be)->n_scratch_bytes;
-}
-
 /* ---- weights ---- */
 
 void op_weight_free(kvq_backend *, kvq_weight *w) {
     weight_memory *memory = (weight_memory *)w->device;
-    if (memory != NULL)
+    if (memory != NULL && memory->is_own)
         cudaFree(memory->memory);
     free(memory);
     w->device = NULL;
@@ -37,6 +33,14 @@ pykvq_status op_weight_load(kvq_backend *be, kvq_weight *w) {
     w->device = memory;
     if (memory == NULL)
         return fail(PYKVQ_E_MEMORY, "weights: out of host memory");
+    size_t n_bytes = weight_bytes(w);
+    memory->is_own = n_bytes > c->limits.n_weight_bytes - c->n_weight_bytes;
+    if (memory->is_own)
+        KVQ_TRY(take(n_bytes, "weights", &memory->memory));
+    else {
+        memory->memory = c->weights + c->n_weight_bytes;
+        c->n_weight_bytes += n_bytes;
+    }
     return load_weight(w, c->staging, c->stream, memory);
 }
 
@@ -60,6 +64,7 @@ void op_destroy(kvq_backend *be) {
     cudaFree(c->fragments);
     cudaFree(c->linear_scratch);
     cudaFree(c->staging);
+    cudaFree(c->weights);
     gemm_destroy(c->gemm);
     cudaFree(c->halfs);
     cudaFree(c->gate_up[0]);
@@ -83,7 +88,6 @@ const kvq_backend_ops ops = {
     .kv_free = op_kv_free,
     .page_read = op_page_read,
     .page_write = op_page_write,
-    .scratch_bytes = op_scratch_bytes,
     .step_begin = op_step_begin,
     .step_end = op_step_end,
     .embed = op_embed,
@@ -130,6 +134,9 @@ size_t lay_out(const cuda_backend *c, uint8_t *memory, step_arrays *a) {
     return at + round_256(c->max_jobs * sizeof(encode_job));
 }
 
+/* What the driver takes when kernels run for the first time and steps become graphs: 6 MiB on an H200. */
+enum { KERNEL_BYTES = 8 << 20 };
+
 struct scratch_sizes {
     size_t arrays, fragments, ropes, halfs, gate_up;
 };
@@ -160,12 +167,23 @@ scratch_sizes size_scratch(cuda_backend *c) {
         c->staging_bytes = staging_bytes(c);
         s.halfs = halfs_bytes(c, l->max_n_in);
         s.gate_up = halfs_bytes(c, l->max_n_ff);
-        c->n_scratch_bytes = s.halfs + 2 * s.gate_up + GEMM_WORKSPACE_BYTES;
+        c->n_scratch_bytes = taken_bytes(s.halfs) + 2 * taken_bytes(s.gate_up) + taken_bytes(GEMM_WORKSPACE_BYTES);
     }
-    c->n_scratch_bytes += s.arrays + s.fragments + LINEAR_SCRATCH_BYTES + s.ropes + c->staging_bytes +
-                          MAX_VARIANTS * units_bytes(c) + partial_bytes(c) + partial_max_bytes(c) +
-                          c->max_units * sizeof(uint32_t) + prefill_staged_bytes(l) + prefill_partial_bytes(l) +
-                          prefill_max_sum_bytes(l);
+    const size_t others[] = {s.arrays,
+                             s.fragments,
+                             LINEAR_SCRATCH_BYTES,
+                             s.ropes,
+                             c->staging_bytes,
+                             MAX_VARIANTS * units_bytes(c),
+                             partial_bytes(c),
+                             partial_max_bytes(c),
+                             c->max_units * sizeof(uint32_t),
+                             prefill_staged_bytes(l),
+                             prefill_partial_bytes(l),
+                             prefill_max_sum_bytes(l),
+                             KERNEL_BYTES};
+    for (size_t n_bytes : others)
+        c->n_scratch_bytes += taken_bytes(n_bytes);
     return s;
 }
 
@@ -182,6 +200,7 @@ pykvq_status prepare(cuda_backend *c) {
     lay_out(c, (uint8_t *)memory, &c->host);
     KVQ_TRY(take(s.fragments, "activation fragments", (void **)&c->fragments));
     KVQ_TRY(take(LINEAR_SCRATCH_BYTES, "partial products", (void **)&c->linear_scratch));
+    KVQ_TRY(take(c->limits.n_weight_bytes, "weights", (void **)&c->weights));
     KVQ_TRY(take(c->staging_bytes, "weight staging", (void **)&c->staging));
     KVQ_TRY(gemm_create(&c->gemm));
     KVQ_TRY(take(s.halfs, "activations of prefill", (void **)&c->halfs));
@@ -276,7 +295,7 @@ pykvq_status memory(size_t *n_free, size_t *n_total) {
     return error == cudaSuccess ? PYKVQ_OK : fail_cuda("device 'cuda'", error);
 }
 
-const kvq_cuda_library library = {check_device, create, scratch_bytes, check_kv, weight_bytes, memory};
+const kvq_cuda_library library = {check_device, create, scratch_bytes, check_kv, weight_bytes, taken_bytes, memory};
 
 } // namespace
 

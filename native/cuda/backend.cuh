@@ -63,7 +63,9 @@ struct cuda_backend {
     uint32_t n_ropes;
     uint4 *fragments;
     uint8_t *linear_scratch;
-    uint8_t *staging; /* weights on their way in; when running, a matrix as halves */
+    uint8_t *weights;      /* limits.n_weight_bytes */
+    size_t n_weight_bytes; /* of these in use */
+    uint8_t *staging;      /* weights on their way in; when running, a matrix as halves */
     size_t staging_bytes;
     struct gemm *gemm;            /* NULL: without cuBLASLt */
     __half *halfs;                /* (n_batch, max_n_in) rows that a product reads, / X_UNIT */

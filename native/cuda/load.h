@@ -16,16 +16,17 @@ struct weight_memory { /* kvq_weight.device */
     matrix m;
     float *vector;
     void *memory;
-    size_t n_bytes;
+    bool is_own; /* memory is an allocation of this weight's */
 };
 
 /* The sentence of an error: the GPU's memory, which other processes may give back, or the device itself. */
 pykvq_status fail_cuda(const char *what, cudaError_t error);
 /* Zeroed device memory, or a sentence with what is free. */
 pykvq_status take(size_t n_bytes, const char *what, void **out);
+size_t taken_bytes(size_t n_bytes); /* what that leaves less of the GPU's memory */
 pykvq_status copy(void *dst, const void *src, size_t n_bytes);
-size_t weight_bytes(const kvq_weight *w); /* of what load_weight makes */
-/* A matrix in fragment order, or a vector of floats. staging: STAGING_BYTES of device memory */
+size_t weight_bytes(const kvq_weight *w); /* of what load_weight makes, in whole 256 */
+/* A matrix in fragment order, or a vector of floats, in to->memory. staging: STAGING_BYTES of device memory */
 pykvq_status load_weight(const kvq_weight *w, uint8_t *staging, cudaStream_t stream, weight_memory *to);
 
 #endif

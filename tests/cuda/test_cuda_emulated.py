@@ -88,7 +88,7 @@ def test_logits_without_cublas(emulated_build: Path, tiny_llama: Path) -> None:
 
 def test_engines(run_emulated: RunEmulated) -> None:
     """What pytest -m cuda runs on a GPU."""
-    few = "(llama or windows or doctor or eval or refused) and not " + " and not ".join(WITHOUT)
+    few = "(llama or windows or doctor or eval or refused or planned) and not " + " and not ".join(WITHOUT)
     options = [
         "-m",
         "cuda",

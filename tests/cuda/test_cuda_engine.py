@@ -18,7 +18,7 @@ from engine.saved_file import last_byte_of_tile, with_checksum
 
 import pykvq
 from pykvq import evaluation, kv
-from pykvq.device import device_problem
+from pykvq.device import device_problem, memory
 from pykvq.quantize import quantize
 
 pytestmark = pytest.mark.cuda
@@ -132,6 +132,17 @@ def test_a_saved_tile_with_wrong_channels_is_refused(tmp_path):
             with pytest.raises(pykvq.FormatError, match="not one that can have been encoded"):
                 sequence.load(tmp_path / "saved.kv")
             assert sequence.tokens == TEXT[:5]
+
+
+@pytest.mark.parametrize("options", [{"kv": "f16", "ctx": 150_000}, {"kv": "kivi2", "ctx": 700_000, "seqs": 2}])
+def test_what_is_allocated_is_what_was_planned(options, tmp_path):
+    """Of a GPU that nothing else uses meanwhile."""
+    with pykvq.Model.open(tiny.write(tmp_path / "model.gguf", n_layer=6, head_dim=128)) as model:
+        prompt_logits(engine_on("cuda", model), TEXT[:3])  # starts what stays
+        n_free = memory("cuda").n_free
+        with pykvq.Engine(model, device="cuda", **options) as engine:
+            assert engine.plan.n_total_bytes == pytest.approx(n_free - memory("cuda").n_free, rel=0.01)
+            assert engine.plan.n_total_bytes > 1 << 30
 
 
 @pytest.mark.parametrize("weights", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K_M", "Q5_K_S"])

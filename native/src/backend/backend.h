@@ -159,7 +159,6 @@ typedef struct kvq_backend_ops {
     /* A page of a layer to and from host memory, where it is as described above, whatever the order on the device. */
     pykvq_status (*page_read)(kvq_backend *be, const kvq_kv_layer *kv, kvq_page page, void *out);
     pykvq_status (*page_write)(kvq_backend *be, const kvq_kv_layer *kv, kvq_page page, const void *from);
-    size_t (*scratch_bytes)(const kvq_backend *be); /* what the backend itself holds beyond alloc */
 
     /* batch lives until step_end */
     pykvq_status (*step_begin)(kvq_backend *be, const kvq_batch *batch);
@@ -204,6 +203,7 @@ typedef struct kvq_backend_limits {
     uint32_t max_n_in;                                 /* widest row of any weight */
     uint32_t max_n_ff;                                 /* widest gated output */
     uint32_t max_n_head, max_head_dim, max_head_group; /* head_group: query heads per KV head */
+    size_t n_weight_bytes; /* of a GPU's memory, taken at once for the weights; those beyond it take their own */
 } kvq_backend_limits;
 
 /* ---- choosing one ---- */
@@ -217,7 +217,9 @@ size_t kvq_backend_scratch_bytes(kvq_device device, const kvq_backend_limits *li
 
 /* Can attention read encoded pages of these? or a sentence */
 pykvq_status kvq_device_kv_check(kvq_device device, const kvq_codec *k, const kvq_codec *v, uint32_t head_dim);
-/* Of GPUs: what a weight takes in their memory, and how much of that there is. */
+/* What an allocation of so many bytes takes of the device's memory: a GPU's driver rounds up. */
+size_t kvq_device_taken_bytes(kvq_device device, size_t n_bytes);
+/* Of GPUs: what a weight adds to limits.n_weight_bytes, and how much memory there is. */
 size_t kvq_device_weight_bytes(kvq_device device, const kvq_weight *w);
 pykvq_status kvq_device_memory(kvq_device device, size_t *n_free, size_t *n_total);
 

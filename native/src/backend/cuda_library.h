@@ -7,7 +7,7 @@ extern "C" {
 #endif
 #include "backend/backend.h"
 
-enum { KVQ_CUDA_ABI = 4 /* grows with every change of backend.h or codec.h */ };
+enum { KVQ_CUDA_ABI = 5 /* grows with every change of backend.h or codec.h */ };
 
 typedef struct kvq_cuda_host { /* what the core gives */
     uint32_t abi;
@@ -21,6 +21,7 @@ typedef struct kvq_cuda_library {
     size_t (*scratch_bytes)(const kvq_backend_limits *limits);                           /* what create takes */
     pykvq_status (*kv_check)(const kvq_codec *k, const kvq_codec *v, uint32_t head_dim); /* as kvq_device_kv_check */
     size_t (*weight_bytes)(const kvq_weight *w);                                         /* of a weight on the GPU */
+    size_t (*taken_bytes)(size_t n_bytes);                                               /* by an allocation of so many */
     pykvq_status (*memory)(size_t *n_free, size_t *n_total);                             /* of the GPU */
 } kvq_cuda_library;
 

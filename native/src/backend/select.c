@@ -82,6 +82,11 @@ size_t kvq_device_weight_bytes(kvq_device device, const kvq_weight *w) {
     return device == KVQ_DEVICE_CUDA && load_cuda(&cuda) == PYKVQ_OK ? cuda->weight_bytes(w) : 0;
 }
 
+size_t kvq_device_taken_bytes(kvq_device device, size_t n_bytes) {
+    const kvq_cuda_library *cuda;
+    return device == KVQ_DEVICE_CUDA && load_cuda(&cuda) == PYKVQ_OK ? cuda->taken_bytes(n_bytes) : n_bytes;
+}
+
 pykvq_status kvq_device_memory(kvq_device device, size_t *n_free, size_t *n_total) {
     const kvq_cuda_library *cuda;
     if (device != KVQ_DEVICE_CUDA)

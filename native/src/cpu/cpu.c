@@ -66,13 +66,9 @@ size_t kvq_cpu_backend_scratch_bytes(const kvq_backend_limits *limits) {
     return sizes_of(limits).total;
 }
 
-static size_t op_scratch_bytes(const kvq_backend *be) {
-    return kvq_cpu_backend_scratch_bytes(&((const cpu_backend *)be)->limits);
-}
-
 static void op_destroy(kvq_backend *be) {
     kvq_threads_destroy(cpu_of(be)->threads);
-    kvq_free(be, op_scratch_bytes(be));
+    kvq_free(be, kvq_cpu_backend_scratch_bytes(&((const cpu_backend *)be)->limits));
 }
 
 static pykvq_status op_alloc(kvq_backend *be, size_t n_bytes, const char *what, void **out) {
@@ -383,7 +379,6 @@ static const kvq_backend_ops ops = {
     .weight_free = op_weight_free,
     .page_read = op_page_read,
     .page_write = op_page_write,
-    .scratch_bytes = op_scratch_bytes,
     .step_begin = op_step_begin,
     .step_end = op_step_end,
     .embed = op_embed,

@@ -94,7 +94,8 @@ static pykvq_status size_key_biases(const pykvq_model *m, kvq_layout *l) {
     for (uint32_t i = 0; i < h->n_layer; i++) {
         bool coded = l->groups[m->weights.layers[i].windowed].n_coded_pages > 0 && kvq_model_key_bias(m, i, bias);
         uint32_t n_pairs = coded ? kvq_key_bias_n_pairs(bias, h->n_head_kv, h->head_dim, &rope) : 0;
-        l->n_bias_bytes += n_pairs == 0 ? 0 : kvq_key_bias_bytes(n_pairs, h->n_head_kv, l->n_tiles);
+        if (n_pairs > 0)
+            l->n_bias_bytes += kvq_device_taken_bytes(l->device, kvq_key_bias_bytes(n_pairs, h->n_head_kv, l->n_tiles));
     }
     kvq_free(bias, (size_t)h->n_head_kv * h->head_dim * sizeof *bias);
     return PYKVQ_OK;
@@ -141,6 +142,7 @@ static void size_buffers(const pykvq_model *m, bool exact, kvq_layout *l) {
         .max_n_head = h->n_head,
         .max_head_dim = h->head_dim,
         .max_head_group = h->n_head / h->n_head_kv,
+        .n_weight_bytes = l->device == KVQ_DEVICE_CPU ? 0 : l->n_weight_bytes,
     };
 }
 
@@ -158,8 +160,8 @@ pykvq_status kvq_layout_compute(const pykvq_model *m, const pykvq_engine_params 
     KVQ_TRY(size_counts(m, &p, &l));
     KVQ_TRY(kvq_kv_spec_parse(p.kv, p.kv_k, p.kv_v, p.kv_layers, p.kv_sink, p.kv_tail, m->h.n_layer, &l.spec));
     pykvq_status status = size_groups(m, &l);
-    size_buffers(m, p.exact && l.device == KVQ_DEVICE_CPU, &l); /* a GPU never rounds activations to int8 */
     size_weights(m, &l);
+    size_buffers(m, p.exact && l.device == KVQ_DEVICE_CPU, &l); /* a GPU never rounds activations to int8 */
     if (status == PYKVQ_OK)
         status = check_types(m, &l);
     if (status == PYKVQ_OK)
@@ -188,9 +190,10 @@ void kvq_layout_plan(const pykvq_model *m, const kvq_layout *l, pykvq_plan *out)
         context_elements += n_tiles * g->raw_page_bytes / sizeof(uint16_t);
     }
     plan.kv_bits_per_element = context_bits / context_elements;
-    plan.n_kv_bytes = l->n_cache_bytes;
-    plan.n_weight_bytes = l->n_weight_bytes;
-    plan.n_scratch_bytes = l->n_activation_bytes + l->n_logits_bytes + l->n_bias_bytes +
+    plan.n_kv_bytes = kvq_device_taken_bytes(l->device, l->n_cache_bytes);
+    plan.n_weight_bytes = kvq_device_taken_bytes(l->device, l->n_weight_bytes);
+    plan.n_scratch_bytes = kvq_device_taken_bytes(l->device, l->n_activation_bytes) +
+                           kvq_device_taken_bytes(l->device, l->n_logits_bytes) + l->n_bias_bytes +
                            kvq_backend_scratch_bytes(l->device, &l->limits);
     if (l->device == KVQ_DEVICE_CPU)
         plan.n_scratch_bytes += l->n_host_bytes;

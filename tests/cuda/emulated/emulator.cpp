@@ -301,19 +301,25 @@ static cudaError_t release(void *memory) {
     return state();
 }
 
+/* What an allocation takes of the memory, as on an H200. */
+static size_t taken(size_t n_bytes) {
+    const size_t block = 2 << 20;
+    return n_bytes > block / 2 ? (n_bytes + block - 1) / block * block : n_bytes;
+}
+
 cudaError_t cudaMalloc(void **out, size_t n_bytes) {
     static size_t n_calls;
     if (++n_calls == setting("EMULATED_TAKEN_AT", 0))
         n_taken = n_bytes_free();
-    if (n_bytes > n_bytes_free())
+    if (taken(n_bytes) > n_bytes_free())
         return cudaErrorMemoryAllocation;
     cudaError_t error = allocate(out, n_bytes);
-    n_allocated += error == cudaSuccess ? n_bytes : 0;
+    n_allocated += error == cudaSuccess ? taken(n_bytes) : 0;
     return error;
 }
 
 cudaError_t cudaFree(void *memory) {
-    n_allocated -= memory != NULL ? size_of(memory)[1] : 0;
+    n_allocated -= memory != NULL ? taken(size_of(memory)[1]) : 0;
     return release(memory);
 }
 
