@@ -24,9 +24,9 @@ Row: TypeAlias = dict[str, Any]  # one line of a result file
 Columns: TypeAlias = Mapping[str, Callable[[Row], str]]  # heading -> cell
 
 
-def origin(model_path: str) -> Row:
-    """What a row was measured with: a figure without it cannot be reproduced."""
-    path = Path(model_path)
+def origin(model_path: str | None) -> Row:
+    """What a row was measured with, and with which model, if any: a figure without it cannot be reproduced."""
+    model = Path(model_path) if model_path else None
     return {
         "command": _command(),
         "commit": _commit(),
@@ -38,7 +38,7 @@ def origin(model_path: str) -> Row:
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "system": platform.system(),
         },
-        "model": {"file": path.name, "sha256": _sha256(path)},
+        **({"model": {"file": model.name, "sha256": _sha256(model)}} if model else {}),
         "versions": {"pykvq": text(lib.pykvq_version()), "numpy": np.__version__, "python": platform.python_version()},
     }
 
@@ -51,7 +51,7 @@ def _command() -> str:
 
 def _commit() -> str | None:
     """Of the checkout that this package runs from, marked if it has changes; None: it is installed."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]

@@ -1,14 +1,12 @@
 /*
  * Speed of the CPU's kernels over encoded tiles: decode attention of one query token, and encoding.
  *
- *   cc -O2 -D_GNU_SOURCE -Inative/include -Inative/src tools/attend_speed.c build/libkvq_core.a -lm -ldl -pthread -o
- * attend_speed
- *   ./attend_speed [-c] [-j] [-t THREADS] [-d HEAD_DIM] [-g QUERY_HEADS_PER_KV_HEAD] [-i ISA] TYPE...
+ *   attend_speed [-c] [-j] [-t THREADS] [-d HEAD_DIM] [-g QUERY_HEADS_PER_KV_HEAD] [-i ISA] TYPE...
  *
  * Per tile of one KV head: nanoseconds from memory (a cache larger than any L3) and from L2 (a page table that names the
  * same pages again and again), with -c instructions (counted by single steps), and from these the fractions of the memory
  * bandwidth (that of plain reads, measured first) and the instructions per cycle; then the nanoseconds in which one thread
- * encodes a K and a V tile. -j: as JSON lines, for tools/bench/cpu_kernels.jsonl.
+ * encodes a K and a V tile. -j: as JSON lines. tools/kernel_speed.py builds and runs it, for tools/bench/cpu_kernels.jsonl.
  *
  * The cache is passed over in short pieces. Of these the quickest quarter counts, so that a busy machine shows the same
  * figures as an idle one.

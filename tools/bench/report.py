@@ -393,7 +393,7 @@ def kernels_cpu() -> str:
             columns |= {
                 "instructions / element": lambda row: f"{row['instructions'] / (2 * 64 * row['head_dim']):.2f}",
                 "of the issue limit": lambda row: (
-                    f"{row['instructions'] / row['ns_l2'] / row['ghz'] / ISSUE_WIDTH:.0%}"
+                    f"{row['instructions'] / row['ns_l2'] / row['ghz'] / row['n_threads'] / ISSUE_WIDTH:.0%}"
                 ),
                 "us to encode K, V": lambda row: f"{row['ns_encode_k'] / 1000:.1f}, {row['ns_encode_v'] / 1000:.1f}",
             }
@@ -402,7 +402,14 @@ def kernels_cpu() -> str:
             f"{'s' if one['n_threads'] > 1 else ''}, head_dim {one['head_dim']}, {one['n_rows']} query heads; "
             f"memory is read at {one['bytes_per_ns']:.1f} GB/s"
         )
-        parts.append(f"#### {title}\n\n{table(columns, rows)}\n\n<sub>{one['source']}</sub>")
+        source, machine = one["source"], one["source"]["machine"]
+        made_with = [
+            f"`{source['command']}` (tools/kernel_speed.py)",
+            f"commit {source['commit']}",
+            f"{machine['cpu']}, {machine['cores']} cores, load {source['load']}",
+            source["date"][:10],
+        ]
+        parts.append(f"#### {title}\n\n{table(columns, rows)}\n\n<sub>{'; '.join(made_with)}</sub>")
     return "\n\n".join(parts)
 
 
