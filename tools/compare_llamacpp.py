@@ -5,6 +5,7 @@
     python tools/compare_llamacpp.py MODEL.gguf --threads 2 --depths 0,2048,8192 --repeats 5 --json tools/bench/X.json
     python tools/compare_llamacpp.py MODEL.gguf --kv kivi2=q4_0 --kv q8_0=q8_0      # pykvq's type = llama.cpp's type
     CMAKE_ARGS=-DGGML_CUDA=ON pip install llama-cpp-python && python tools/compare_llamacpp.py MODEL.gguf --device cuda
+    python tools/compare_llamacpp.py MODEL.gguf --device cuda --llama-bench BUILD/bin/llama-bench --kv kivi4=q4_0
 
 What is measured. A run is a fresh process that opens the file, makes a context and warms up; nothing of that is timed.
 Then, on random token ids (the same for both programs):
@@ -21,7 +22,9 @@ median of the repeats, with the least and the greatest. Measure on an idle machi
 llama.cpp runs through its own C API with n_batch = n_ubatch = --batch, as many threads for decode as for prefill, flash
 attention on, the file mapped, everything else as it comes. `pip install llama-cpp-python` compiles it for this
 machine, which is what it should be measured as; LLAMA_CPP_LIB_PATH names a folder with libraries built otherwise. With
---device cuda all of both programs is on the GPU, and peak memory is what of the GPU's is in use at the end.
+--device cuda all of both programs is on the GPU, and peak memory is what of the GPU's is in use at the end. With
+--llama-bench that program of llama.cpp's measures instead, one repetition per run, same settings: its prefill at a depth is
+exactly there, and it does not tell its memory.
 
 Peak memory is the peak resident set minus what was resident before the file was opened (interpreter and libraries). For
 pykvq it is set against the plan, weights (the mapped file) included. "First token" is the time from starting the
@@ -221,8 +224,47 @@ def run_once(spec: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds, "peak_bytes": peak, "facts": target.facts()}
 
 
+def llama_bench_commands(spec: dict[str, Any]) -> list[list[str]]:
+    """What measures with llama-bench what `run_once` does: prefill at some depths, decode at others."""
+    on_gpu = spec["device"] == "cuda"
+    common = ["-m", spec["path"], "-o", "jsonl", "-r", "1", "-fa", "1", "-t", str(spec["n_threads"])]
+    common += ["-b", str(spec["n_batch"]), "-ub", str(spec["n_batch"]), "-ctk", spec["kv"], "-ctv", spec["kv"]]
+    common += ["-ngl", str(EVERY_LAYER)] if on_gpu else ["-ngl", "0", "-dev", "none"]
+    tests = {
+        ("-p", str(spec["n_prefill"]), "-n", "0"): {0, *spec["prefill_depths"]},
+        ("-p", "0", "-n", str(spec["n_decode"])): set(spec["depths"]),
+    }
+    return [[spec["llama_bench"], *common, *test, "-d", ",".join(map(str, sorted(at)))] for test, at in tests.items()]
+
+
+def read_llama_bench(output: str, device: str) -> dict[str, Any]:
+    """The result of a run from what llama-bench printed (-o jsonl)."""
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    if device == "cuda" and not all("CUDA" in row["backends"] for row in rows):
+        raise SystemExit(f"llama-bench: built without CUDA; its backends are {rows[0]['backends']}")
+    seconds = {}
+    for row in rows:
+        kind = "prefill" if row["n_prompt"] else "decode"
+        seconds[f"{kind}@{row['n_depth']}"] = row["avg_ns"] / 1e9
+    told = ("build_commit", "build_number", "backends", "gpu_info", "cpu_info", "flash_attn", "n_ubatch")
+    return {"seconds": seconds, "peak_bytes": None, "facts": {name: rows[0][name] for name in told}}
+
+
+def run_llama_bench(spec: dict[str, Any]) -> dict[str, Any]:
+    """All measurements of llama.cpp, by its own program."""
+    output = ""
+    for command in llama_bench_commands(spec):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}\n{done.stderr}")
+        output += done.stdout
+    return read_llama_bench(output, spec["device"])
+
+
 def run_in_child(spec: dict[str, Any]) -> dict[str, Any]:
     """`run_once` in a fresh process."""
+    if spec["program"] == "llama.cpp" and spec["llama_bench"]:
+        return run_llama_bench(spec)
     command = [sys.executable, __file__, "--run-once", json.dumps(spec)]
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if child.returncode != 0:
@@ -260,6 +302,7 @@ def compare(args: argparse.Namespace, ours: str, theirs: str) -> dict[str, Any]:
         "depths": args.depths,
         "prefill_depths": args.prefill_depths,
         "repeat_from": args.repeat_from,
+        "llama_bench": args.llama_bench and str(args.llama_bench),
     }
     kv = dict(zip(PROGRAMS, (ours, theirs), strict=True))
     runs: dict[str, list[dict[str, Any]]] = {program: [] for program in PROGRAMS}
@@ -267,6 +310,7 @@ def compare(args: argparse.Namespace, ours: str, theirs: str) -> dict[str, Any]:
         for program in PROGRAMS if i % 2 == 0 else reversed(PROGRAMS):
             print(f"  run {i + 1}/{args.repeats}: {program} {kv[program]}", file=sys.stderr)
             runs[program].append(run_in_child({**spec, "path": str(args.model), "program": program, "kv": kv[program]}))
+    spec["llama_bench"] = args.llama_bench and args.llama_bench.name  # what is kept names no folders
     return {"kv": kv, "spec": spec, "runs": runs}
 
 
@@ -293,11 +337,13 @@ def table(comparison: dict[str, Any]) -> str:
         a, b = (rates(comparison, program, name) for program in PROGRAMS)
         ratio = statistics.median(a) / statistics.median(b)
         lines.append(f"| {name.replace('@', ' at depth ')} | {spread(a)} | {spread(b)} | {ratio:.2f} |")
-    a, b = ([run["peak_bytes"] / 2**20 for run in runs] for runs in (ours, theirs))
-    if comparison["spec"]["repeat_from"] is None:  # copies of the state would count as llama.cpp's
-        lines.append(f"| peak MiB | {spread(a)} | {spread(b)} | {statistics.median(a) / statistics.median(b):.2f} |")
+    peak = [run["peak_bytes"] / 2**20 for run in ours]
+    if comparison["spec"]["repeat_from"] is None and theirs[0]["peak_bytes"] is not None:
+        b = [run["peak_bytes"] / 2**20 for run in theirs]  # else copies of the state would count as llama.cpp's
+        ratio = statistics.median(peak) / statistics.median(b)
+        lines.append(f"| peak MiB | {spread(peak)} | {spread(b)} | {ratio:.2f} |")
     plan = ours[0]["facts"]["plan_bytes"] / 2**20
-    lines.append(f"\nplan of pykvq: {plan:.1f} MiB; peak / plan = {statistics.median(a) / plan:.3f}")
+    lines.append(f"\nplan of pykvq: {plan:.1f} MiB; peak / plan = {statistics.median(peak) / plan:.3f}")
     return "\n".join(lines)
 
 
@@ -335,10 +381,13 @@ def sha256(path: Path) -> str:
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
     """Everything measured, and what it was measured with."""
-    import llama_cpp
-
     import pykvq
 
+    theirs = {}
+    if not args.llama_bench:
+        import llama_cpp
+
+        theirs = {"llama-cpp-python": llama_cpp.__version__}
     command = [Path(sys.argv[0]).name] + [Path(a).name if a.startswith("/") else a for a in sys.argv[1:]]
     result = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -347,7 +396,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
         "commit": commit(),
         "versions": {
             "pykvq": pykvq.__version__,
-            "llama-cpp-python": llama_cpp.__version__,
+            **theirs,
             "python": platform.python_version(),
         },
         "model": {"name": args.model.name, "bytes": args.model.stat().st_size, "sha256": sha256(args.model)},
@@ -380,7 +429,8 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("model", type=Path, help="a GGUF file that both programs can run")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="of both programs; default cpu")
-    add("--batch", type=int, default=512, help="most tokens in one step; default 512")
+    add("--batch", type=int, help="most tokens in one step of both; default 512, with --device cuda 2048")
+    add("--llama-bench", type=Path, metavar="PATH", help="llama.cpp's program, instead of the package llama_cpp")
     add("--threads", type=int, default=n_cores, help="default: the cores this process may use")
     add("--depths", type=counts, default=[0, 2048, 8192], help="of decode; default 0,2048,8192")
     add("--prefill-depths", type=counts, default=[0, 8192], help="default 0,8192; 0 or among --depths")
@@ -393,6 +443,11 @@ def arguments() -> argparse.Namespace:
     add("--json", type=Path, metavar="OUT", help="write everything measured to this file")
     args = parser.parse_args()
     args.kv = args.kv or [("f16", "f16")]
+    args.batch = args.batch or (2048 if args.device == "cuda" else 512)
+    if args.llama_bench and not os.access(args.llama_bench, os.X_OK):
+        parser.error(f"{args.llama_bench}: no program that can be run")
+    if args.llama_bench and args.repeat_from:
+        parser.error("--repeat-from: llama-bench feeds all tokens")
     if not args.model.is_file():
         parser.error(f"{args.model}: no such file")
     if any(b - a < args.decode + args.prefill for a, b in zip(args.depths, args.depths[1:], strict=False)):

@@ -35,7 +35,7 @@ if command -v compute-sanitizer > /dev/null; then
     done
 fi
 if python3 -c 'import pykvq, pytest, gguf' 2> /dev/null; then
-    run 240 engines.txt pytest -q -m cuda tests/cuda/test_cuda_engine.py
+    run 240 engines.txt pytest -q -m cuda tests/cuda/test_cuda_engine.py tests/cuda/test_cuda_processes.py
 fi
 
 run 200 attend.jsonl "$check" attend
