@@ -23,8 +23,8 @@ llama.cpp runs through its own C API with n_batch = n_ubatch = --batch, as many 
 attention on, the file mapped, everything else as it comes. `pip install llama-cpp-python` compiles it for this
 machine, which is what it should be measured as; LLAMA_CPP_LIB_PATH names a folder with libraries built otherwise. With
 --device cuda all of both programs is on the GPU, and peak memory is what of the GPU's is in use at the end. With
---llama-bench that program of llama.cpp's measures instead, one repetition per run, same settings: its prefill at a depth is
-exactly there, and it does not tell its memory.
+--llama-bench that program of llama.cpp's measures instead, one repetition per run, same settings: its prefill is at the
+depth exactly, and it does not tell its memory.
 
 Peak memory is the peak resident set minus what was resident before the file was opened (interpreter and libraries). For
 pykvq it is set against the plan, weights (the mapped file) included. "First token" is the time from starting the
