@@ -93,9 +93,10 @@ def bench(
                 _step(engine, targets)
             return time.perf_counter() - begin
 
-        feed(sequences, min(64, ctx), 1)  # warms up
-        for sequence in sequences:
-            sequence.rewind(0)
+        for targets, n_tokens, at_once in ((sequences, min(64, ctx), 1), (sequences[:1], test.n_prompt, batch)):
+            feed(targets, n_tokens, at_once)  # warms up: kernels are loaded, products of this shape chosen
+            for target in targets:
+                target.rewind(0)
         for depth in test.depths:
             feed(sequences, depth - len(sequences[0]), batch)
             for n_tokens, is_prompt in test.kinds:
