@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,19 @@ from .results import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_PALETTE = [
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#7b3294",
+    "#b8860b",
+    "#56b4e9",
+    "#8c2d04",
+    "#1b7837",
+    "#c51b7d",
+]
 
 
 def plot(rows: Sequence[Row], folder: Path, suffix: str = "svg") -> list[Path]:
@@ -29,10 +43,12 @@ def plot(rows: Sequence[Row], folder: Path, suffix: str = "svg") -> list[Path]:
     except ImportError:
         raise UnsupportedError("plot: matplotlib is missing: pip install 'pykvq[plot]'") from None
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "pykvq"  # the same data, the same file
     folder.mkdir(parents=True, exist_ok=True)
     pictures: list[tuple[str, Callable[[Sequence[Row]], Figure], list[Row]]] = [
         ("quality", _quality, [row for row in rows if row.get("task") == "divergence" and row["mean_kl"] > 0]),
         ("speed", _speed, [row for row in rows if row.get("task") == "bench" and row["n_gen"]]),
+        ("speed_gpu", _speed_gpu, [row for row in rows if "tokens_per_second" in row and "program" in row]),
         ("memory", _memory, [row for row in rows if row.get("task") == "bench" and row["n_gen"] and row["n_depth"]]),
         ("needle", _needle, [row for row in rows if "cells" in row]),
     ]
@@ -118,34 +134,102 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return _groups([newest[key] for key in sorted(newest, key=lambda key: key[1])], lambda row: row["kv"])
 
 
+def _sequences(row: Row) -> str:
+    return "one sequence" if row["n_seqs"] == 1 else f"{row['n_seqs']} sequences"
+
+
 def _speed(rows: Sequence[Row]) -> Figure:
     """Decoded tokens per second against depth, with the spread of the repeats."""
-    groups = _groups(rows, lambda row: f"{row['model']['file']}, {row['device']}, {row['n_seqs']} sequences")
+    groups = _groups(rows, lambda row: f"{row['model']['file']}, {row['device']}, {_sequences(row)}")
     figure, axes = _axes(list(groups))
     for one, group in zip(axes, groups.values(), strict=True):
-        for kv, line in _lines(group).items():
-            depths = [row["n_depth"] for row in line]
-            one.plot(depths, [row["median_ts"] for row in line], marker="o", label=kv)
-            one.fill_between(depths, [row["min_ts"] for row in line], [row["max_ts"] for row in line], alpha=0.15)
-        one.set(xlabel="tokens in the cache", ylabel="decoded tokens/s", ylim=(0, None))
-        one.grid(alpha=0.3)
-        one.legend(fontsize=8)
+        names = ("n_depth", "median_ts", "min_ts", "max_ts")
+        _curves(one, {kv: [tuple(row[name] for name in names) for row in line] for kv, line in _lines(group).items()})
+        one.set_ylabel("decoded tokens/s")
+    return figure
+
+
+def _speed_gpu(rows: Sequence[Row]) -> Figure:
+    """Rows of tools/bench/collect_gpu.py, ours and llama.cpp's: decode of one sequence, and prompts of 512 tokens."""
+    jobs = {"decode, one sequence": 0, "prompt of 512 tokens": 512}
+    figure, axes = _axes(list(jobs))
+    figure.suptitle(f"{rows[0]['device'].split(',')[0]}: {rows[0]['what'].split(';')[0]}", fontsize=11)
+    for one, n_prompt in zip(axes, jobs.values(), strict=True):
+        chosen = [row for row in rows if (row["n_seq"], row["prompt"]) == (1, n_prompt)]
+        chosen.sort(key=lambda row: row["depth"])
+        lines = _groups(chosen, lambda row: row["kv"] if row["program"] == "pykvq" else f"{row['program']} {row['kv']}")
+        _curves(one, {kv: [(row["depth"], row["tokens_per_second"]) for row in line] for kv, line in lines.items()})
+        one.yaxis.set_major_formatter("{x:,.0f}")
+        one.set_ylabel("tokens/s")
     return figure
 
 
 def _memory(rows: Sequence[Row]) -> Figure:
     """Bytes of the cache against depth."""
-    groups = _groups(rows, lambda row: f"{row['model']['file']}, {row['n_seqs']} sequences")
+    groups = _groups(rows, lambda row: f"{row['model']['file']}, {_sequences(row)}")
     figure, axes = _axes(list(groups))
     for one, group in zip(axes, groups.values(), strict=True):
-        for kv, line in _lines(group).items():
-            one.plot(
-                [row["n_depth"] for row in line], [row["n_kv_bytes"] / 2**20 for row in line], marker="o", label=kv
-            )
-        one.set(xlabel="tokens in the cache", ylabel="KV cache, MiB", ylim=(0, None))
-        one.grid(alpha=0.3)
-        one.legend(fontsize=8)
+        lines = _lines(group).items()
+        _curves(one, {kv: [(row["n_depth"], row["n_kv_bytes"] / 2**20) for row in line] for kv, line in lines})
+        one.set_ylabel("KV cache, MiB")
     return figure
+
+
+def _colors(names: Iterable[str]) -> list[str]:
+    """f16 is black, another program gray."""
+    colors = iter(_PALETTE * 9)
+    return ["black" if name == "f16" else "0.55" if " " in name else next(colors) for name in names]
+
+
+def _curves(one: Axes, lines: Mapping[str, Sequence[tuple[float, ...]]]) -> None:
+    """Lines against a logarithm of the tokens in the cache, each with its name beside the right edge.
+
+    Args:
+        lines: points by name: tokens, y, and where there is a spread the least and the greatest y.
+    """
+    depths = sorted({int(point[0]) for line in lines.values() for point in line})
+    least = next((depth for depth in depths if depth), 4)  # an empty cache stands two doublings to the left of it
+
+    def place(depth: float) -> float:
+        return math.log2(depth or least / 4)
+
+    ends: list[tuple[str, str, float, float]] = []
+    for (name, line), color in zip(lines.items(), _colors(lines), strict=True):
+        x, y = [place(point[0]) for point in line], [point[1] for point in line]
+        if all(len(point) == 4 for point in line):
+            one.fill_between(x, [p[2] for p in line], [p[3] for p in line], color=color, alpha=0.1, lw=0)
+        one.plot(x, y, color=color, marker="o", ms=3.5, lw=1.6, ls="--" if " " in name else "-")
+        ends.append((name, color, x[-1], y[-1]))
+    one.set_ylim(0, 1.08 * max(y for line in lines.values() for point in line for y in point[1:]))
+    one.set_xticks([place(depth) for depth in depths], [_tokens(depth) for depth in depths])
+    one.set_xlabel("tokens in the cache")
+    one.grid(alpha=0.25)
+    one.spines[["top", "right"]].set_visible(False)
+    _name_ends(one, ends)
+
+
+def _tokens(n: int) -> str:
+    return "empty" if n == 0 else f"{n // 1024}k" if n % 1024 == 0 else str(n)
+
+
+def _name_ends(one: Axes, ends: list[tuple[str, str, float, float]]) -> None:
+    """Write (name, color, x, y) beside the right edge, none over another, as near to their heights as that goes."""
+    gap, top = 0.047, one.get_ylim()[1]  # of the axes' height
+    runs: list[list[float]] = []  # heights wanted by names that touch
+    for _, _, _, y in sorted(ends, key=lambda end: end[3]):
+        run = [y / top]
+        while runs and _middle(runs[-1]) + gap * len(runs[-1]) / 2 > _middle(run) - gap * len(run) / 2:
+            run = runs.pop() + run
+        runs.append(run)
+    heights = [max(_middle(run) - gap * (len(run) - 1) / 2, gap / 2) + gap * i for run in runs for i in range(len(run))]
+    for (name, color, x, y), height in zip(sorted(ends, key=lambda end: end[3]), heights, strict=True):
+        leader = {"arrowstyle": "-", "color": color, "lw": 0.6, "alpha": 0.6, "relpos": (0, 0.5), "shrinkA": 1}
+        place: dict[str, Any] = {"xycoords": "data", "textcoords": "axes fraction", "va": "center"}
+        one.annotate(f"{name}  {y:,.0f}", (x, y), (1.04, height), **place, fontsize=8.5, color=color, arrowprops=leader)
+
+
+def _middle(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _needle(rows: Sequence[Row]) -> Figure:

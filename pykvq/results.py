@@ -121,16 +121,19 @@ class ResultFile:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a result file.
+    """The rows of a result file: JSON lines, or in a .json file an object whose `rows` share its other members.
 
     Raises:
         FileError: it cannot be read.
         FormatError: a line is not a JSON object.
     """
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        data = path.read_bytes()
     except OSError as error:
         raise FileError(f"{path}: {error.strerror}") from error
+    if path.suffix == ".json":
+        return _rows_of_object(data, path)
+    lines = data.split(b"\n")[:-1]
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -141,6 +144,15 @@ def read_rows(path: Path) -> list[Row]:
             raise FormatError(f"{path}: line {number} is not a JSON object")
         rows.append(cast(Row, row))
     return rows
+
+
+def _rows_of_object(data: bytes, path: Path) -> list[Row]:
+    try:
+        told = cast(Row, json.loads(data))
+        shared = {name: value for name, value in told.items() if name != "rows"}
+        return [{**shared, **row} for row in cast("list[Row]", told["rows"])]
+    except (ValueError, AttributeError, KeyError, TypeError):
+        raise FormatError(f"{path}: not a JSON object with rows") from None
 
 
 def cells(columns: Columns, rows: Iterable[Row]) -> list[list[str]]:

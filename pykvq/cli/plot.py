@@ -19,7 +19,11 @@ _FORMATS = ("svg", "png", "pdf")
 def plot(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="What --save of `eval` and `bench` wrote.", show_default=False),
+        typer.Argument(
+            metavar="FILE...",
+            help="What --save of `eval` and `bench` wrote, or tools/bench/h200_model.json.",
+            show_default=False,
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the pictures.")] = Path(),
     format: Annotated[str, typer.Option(help=f"{', '.join(_FORMATS)}.", autocompletion=lambda: _FORMATS)] = "svg",

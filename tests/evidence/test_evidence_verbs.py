@@ -106,6 +106,30 @@ def test_results_become_pictures(tiny_llama, tmp_path):
     assert all((tmp_path / "plots" / name).read_text().startswith("<?xml") for name in ("quality.svg", "needle.svg"))
 
 
+def test_results_of_a_gpu_become_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [
+        {
+            "program": program,
+            "kv": kv,
+            "n_seq": 1,
+            "depth": depth,
+            "prompt": prompt,
+            "tokens_per_second": 100 - depth / 400,
+        }
+        for program, kv in (("pykvq", "f16"), ("pykvq", "kivi2"), ("llama.cpp", "f16"))
+        for depth in (0, 8192, 32768)
+        for prompt in (0, 512)
+    ]
+    (tmp_path / "gpu.json").write_text(json.dumps({"device": "A GPU, driver 1", "what": "a model; how", "rows": rows}))
+    code, out, err = run("plot", tmp_path / "gpu.json", "-o", tmp_path)
+    assert (code, Path(out.strip()).name) == (0, "speed_gpu.svg"), err
+    (tmp_path / "gpu.json").write_text("{}")
+    code, _, err = run("plot", tmp_path / "gpu.json")
+    assert code == 1
+    assert "not a JSON object with rows" in err
+
+
 def test_bench_takes_steps_as_large_as_the_device_likes(tiny_llama):
     command = ["bench", tiny_llama, "--depths", 600, "-p", 0, "-n", 1, "-r", 1]
     assert [row["n_batch"] for row in lines(*command, "--json")] == [512]
