@@ -19,13 +19,16 @@
     X(CHANNEL_4)                                                                                                           \
     X(CHANNEL_2_G64)                                                                                                       \
     X(NORMED_2)                                                                                                            \
-    X(NORMED_3) X(NORMED_4) X(TOKEN_4) X(TOKEN_8) X(TURBO_2) X(TURBO_3) X(TURBO_4) X(NVFP4) X(FP8) X(TIER_2) X(TIER_3)
+    X(NORMED_3)                                                                                                            \
+    X(NORMED_4) X(TOKEN_4) X(TOKEN_8) X(TURBO_2) X(TURBO_3) X(TURBO_4) X(NVFP4) X(FP8) X(TIER_2) X(TIER_3) X(SPLIT_2)      \
+        X(SPLIT_3)
 #define EACH_V_PATH(X)                                                                                                     \
     X(F16)                                                                                                                 \
     X(AFFINE_2)                                                                                                            \
     X(AFFINE_4)                                                                                                            \
     X(AFFINE_2_G64)                                                                                                        \
-    X(NORMED_2) X(NORMED_3) X(NORMED_4) X(TOKEN_4) X(TOKEN_8) X(TURBO_2) X(TURBO_3) X(TURBO_4) X(NVFP4) X(FP8)
+    X(NORMED_2)                                                                                                            \
+    X(NORMED_3) X(NORMED_4) X(TOKEN_4) X(TOKEN_8) X(TURBO_2) X(TURBO_3) X(TURBO_4) X(NVFP4) X(FP8) X(SPLIT_2) X(SPLIT_3)
 #define EACH_PAIR(X) /* of the KV types */                                                                                 \
     X(F16, F16)                                                                                                            \
     X(CHANNEL_2, AFFINE_2)                                                                                                 \
@@ -37,7 +40,9 @@
     X(TOKEN_4, TOKEN_4)                                                                                                    \
     X(TOKEN_8, TOKEN_8)                                                                                                    \
     X(TURBO_2, TURBO_2)                                                                                                    \
-    X(TURBO_3, TURBO_3) X(TURBO_4, TURBO_4) X(NVFP4, NVFP4) X(FP8, FP8) X(TIER_2, NORMED_2) X(TIER_3, NORMED_3)
+    X(TURBO_3, TURBO_3)                                                                                                    \
+    X(TURBO_4, TURBO_4) X(NVFP4, NVFP4) X(FP8, FP8) X(TIER_2, NORMED_2) X(TIER_3, NORMED_3) X(SPLIT_2, SPLIT_2)            \
+        X(SPLIT_3, SPLIT_3)
 
 namespace {
 
@@ -100,8 +105,9 @@ __device__ constexpr bool takes(int path, int nb) {
 }
 
 template <int PATH, int NT, int NB, int UNROLL>
-__device__ __forceinline__ void score_path(const column_block<HD, NT> *cols, const uint8_t *codes, const uint8_t *meta,
-                                           int b0, int lane, const logit_line<NT> &line, float (&s)[NB][NT][4]) {
+__device__ __forceinline__ void score_path(const unit_state<NT> &w, const uint8_t *codes, const uint8_t *meta, int b0,
+                                           int lane, const logit_line<NT> &line, float (&s)[NB][NT][4]) {
+    const column_block<HD, NT> *cols = w.cols;
     if constexpr (PATH == PATH_F16)
         score_f16<HD, NT, NB>(codes, cols, lane, line, s);
     else if constexpr (PATH == PATH_CHANNEL_2)
@@ -121,24 +127,28 @@ __device__ __forceinline__ void score_path(const column_block<HD, NT> *cols, con
     else if constexpr (PATH == PATH_TOKEN_8)
         score_token<HD, NT, NB, 8, 32, 128, UNROLL>(codes, meta, b0, cols, lane, line, s);
     else if constexpr (PATH == PATH_TURBO_2)
-        score_levels<HD, NT, NB, TURBO_2, UNROLL>(codes, meta, b0, cols, lane, line, s);
+        score_levels<HD, NT, NB, TURBO_2, UNROLL>(codes, meta, b0, cols->q, lane, line, s);
     else if constexpr (PATH == PATH_TURBO_3)
-        score_levels<HD, NT, NB, TURBO_3, UNROLL>(codes, meta, b0, cols, lane, line, s);
+        score_levels<HD, NT, NB, TURBO_3, UNROLL>(codes, meta, b0, cols->q, lane, line, s);
     else if constexpr (PATH == PATH_TURBO_4)
-        score_levels<HD, NT, NB, TURBO_4, UNROLL>(codes, meta, b0, cols, lane, line, s);
+        score_levels<HD, NT, NB, TURBO_4, UNROLL>(codes, meta, b0, cols->q, lane, line, s);
     else if constexpr (PATH == PATH_NVFP4)
-        score_levels<HD, NT, NB, E2M1, UNROLL>(codes, meta, b0, cols, lane, line, s);
+        score_levels<HD, NT, NB, E2M1, UNROLL>(codes, meta, b0, cols->q, lane, line, s);
     else if constexpr (PATH == PATH_FP8)
-        score_levels<HD, NT, NB, E4M3, UNROLL>(codes, meta, b0, cols, lane, line, s);
-    else if constexpr (PATH == PATH_TIER_2 && HD % 64 == 0)
+        score_levels<HD, NT, NB, E4M3, UNROLL>(codes, meta, b0, cols->q, lane, line, s);
+    else if constexpr (PATH == PATH_TIER_2)
         score_tiers<HD, NT, NB, 2>(codes, meta, b0, cols, lane, line, s);
-    else if constexpr (PATH == PATH_TIER_3 && HD % 64 == 0)
+    else if constexpr (PATH == PATH_TIER_3)
         score_tiers<HD, NT, NB, 3>(codes, meta, b0, cols, lane, line, s);
+    else if constexpr (PATH == PATH_SPLIT_2 && HD >= 32)
+        score_split<HD, NT, NB, TURBO_3, TURBO_2>(codes, meta, b0, cols, opaque(lane), line, w.scratch, s);
+    else if constexpr (PATH == PATH_SPLIT_3 && HD >= 32)
+        score_split<HD, NT, NB, TURBO_4, TURBO_3>(codes, meta, b0, cols, opaque(lane), line, w.scratch, s);
 }
 
 template <int PATH, int NT, int NB>
-__device__ __forceinline__ void mix_path(const uint8_t *codes, const uint8_t *meta, int b0, const uint32_t (&p)[NB][NT][2],
-                                         int lane, output_block<HD, NT> &out) {
+__device__ __forceinline__ void mix_path(const unit_state<NT> &w, const uint8_t *codes, const uint8_t *meta, int b0,
+                                         const uint32_t (&p)[NB][NT][2], int lane, output_block<HD, NT> &out) {
     if constexpr (PATH == PATH_F16)
         mix_f16<HD, NT, NB>(codes, p, lane, out);
     else if constexpr (PATH == PATH_AFFINE_2)
@@ -167,6 +177,10 @@ __device__ __forceinline__ void mix_path(const uint8_t *codes, const uint8_t *me
         mix_levels<HD, NT, NB, E2M1>(codes, meta, b0, p, lane, out);
     else if constexpr (PATH == PATH_FP8)
         mix_levels<HD, NT, NB, E4M3>(codes, meta, b0, p, lane, out);
+    else if constexpr (PATH == PATH_SPLIT_2 && HD >= 32)
+        mix_split<HD, NT, NB, TURBO_3, TURBO_2>(codes, meta, b0, p, opaque(lane), w.scratch, out);
+    else if constexpr (PATH == PATH_SPLIT_3 && HD >= 32)
+        mix_split<HD, NT, NB, TURBO_4, TURBO_3>(codes, meta, b0, p, opaque(lane), w.scratch, out);
 }
 
 /* The path KP, or, if that is PATH_NONE, the one given. */
@@ -174,14 +188,14 @@ template <int KP, int NT, int NB>
 __device__ __forceinline__ void score(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta,
                                       int b0, const logit_line<NT> &line, float (&s)[NB][NT][4]) {
     if constexpr (KP != PATH_NONE) {
-        score_path<KP, NT, NB, N_J>(w.cols, codes, meta, b0, w.lane, line, s);
+        score_path<KP, NT, NB, N_J>(w, codes, meta, b0, w.lane, line, s);
         return;
     }
     switch (path) {
 #define CASE(name)                                                                                                         \
     case PATH_##name:                                                                                                      \
         if constexpr (takes(PATH_##name, NB))                                                                              \
-            score_path<PATH_##name, NT, NB, 2>(w.cols, codes, meta, b0, opaque(w.lane), line, s);                          \
+            score_path<PATH_##name, NT, NB, 2>(w, codes, meta, b0, opaque(w.lane), line, s);                               \
         break;
         EACH_K_PATH(CASE)
 #undef CASE
@@ -192,14 +206,14 @@ template <int VP, int NT, int NB>
 __device__ __forceinline__ void mix(const unit_state<NT> &w, uint32_t path, const uint8_t *codes, const uint8_t *meta,
                                     int b0, const uint32_t (&p)[NB][NT][2], output_block<HD, NT> &out) {
     if constexpr (VP != PATH_NONE) {
-        mix_path<VP, NT, NB>(codes, meta, b0, p, w.lane, out);
+        mix_path<VP, NT, NB>(w, codes, meta, b0, p, w.lane, out);
         return;
     }
     switch (path) {
 #define CASE(name)                                                                                                         \
     case PATH_##name:                                                                                                      \
         if constexpr (takes(PATH_##name, NB))                                                                              \
-            mix_path<PATH_##name, NT, NB>(codes, meta, b0, p, opaque(w.lane), out);                                        \
+            mix_path<PATH_##name, NT, NB>(w, codes, meta, b0, p, opaque(w.lane), out);                                     \
         break;
         EACH_V_PATH(CASE)
 #undef CASE
@@ -360,7 +374,8 @@ template <int NT> __host__ __device__ inline size_t bias_bytes(uint32_t n_pairs)
     return ((size_t)n_pairs * 2 * 8 * NT * sizeof(float) + 127) / 128 * 128;
 }
 
-/* Bits of a path's codes, of those that specialised kernels read; of tiers, of the type they are named for. */
+/* Bits of a path's codes, of those that specialised kernels read; of tiers, of the type they are named for, so that
+ * code_words gives how many they are. */
 __device__ constexpr uint32_t path_bits(int path) {
     switch (path) {
     case PATH_F16:
@@ -375,10 +390,12 @@ __device__ constexpr uint32_t path_bits(int path) {
     case PATH_NORMED_2:
     case PATH_TURBO_2:
     case PATH_TIER_2:
+    case PATH_SPLIT_2:
         return 2;
     case PATH_NORMED_3:
     case PATH_TURBO_3:
     case PATH_TIER_3:
+    case PATH_SPLIT_3:
         return 3;
     default:
         return 4;
@@ -390,7 +407,8 @@ template <int PATH> __device__ __forceinline__ tile_side known_side(tile_side si
     if (PATH != PATH_NONE) {
         side.path = PATH;
         side.chunk_tokens = path_bits(PATH) == 16 ? 16 : path_bits(PATH) == 8 ? 32 : 64;
-        side.chunk_bytes = side.chunk_tokens * HD * path_bits(PATH) / 8;
+        uint32_t family = PATH == PATH_SPLIT_2 || PATH == PATH_SPLIT_3 ? FAMILY_SPLIT : FAMILY_F16; /* or any other */
+        side.chunk_bytes = side.chunk_tokens * code_words(family, path_bits(PATH), HD) / (TILE_TOKENS / 4);
     }
     return side;
 }
@@ -435,6 +453,8 @@ __device__ __forceinline__ void run_unit(const attend_args &a, uint32_t unit, ui
     w.lane = threadIdx.x % 32;
     w.head_group = a.n_head / a.n_head_kv;
     w.bias = reinterpret_cast<float *>(memory + head_bytes<NT>());
+    w.scratch = reinterpret_cast<split_scratch<HD> *>(memory + head_bytes<NT>() + bias_bytes<NT>(a.bias.n_pairs) +
+                                                      N_WARPS * a.ring_bytes + w.warp * a.scratch_bytes);
     bool has_raw = w.u.raw[0].n > 0, has_coded = w.u.coded.n > 0;
     tile_walk t;
     if (!has_raw && has_coded) /* encoded tiles are from steps before: no need to wait for the kernels of this one */
@@ -526,8 +546,10 @@ kernel kernel_for(int n_tiles, uint32_t k_path, uint32_t v_path) {
 }
 
 /* Barriers and columns, their products with the key bias, then the rings, where the merge has its parts as well. */
-size_t shared_bytes(int n_tiles, uint32_t ring_bytes, uint32_t n_pairs) {
-    size_t parts = (size_t)N_WARPS * 8 * n_tiles * (LD + 2) * sizeof(float), rings = N_WARPS * (size_t)ring_bytes;
+size_t shared_bytes(int n_tiles, const attend_args *a) {
+    size_t parts = (size_t)N_WARPS * 8 * n_tiles * (LD + 2) * sizeof(float);
+    size_t rings = N_WARPS * ((size_t)a->ring_bytes + a->scratch_bytes);
+    uint32_t n_pairs = a->bias.n_pairs;
     return (n_tiles == 1 ? head_bytes<1>() + bias_bytes<1>(n_pairs) : head_bytes<2>() + bias_bytes<2>(n_pairs)) +
            (parts > rings ? parts : rings);
 }
@@ -540,7 +562,7 @@ size_t shared_bytes(int n_tiles, uint32_t ring_bytes, uint32_t n_pairs) {
 /* n_tiles: column tiles of 8, 1 or 2. Returns 0 if the GPU cannot hold a block. */
 extern "C" int NAME1(kvq_cuda_attend_blocks, KVQ_HEAD_DIM)(int n_tiles, const attend_args *args) {
     int n = 0;
-    size_t shared = shared_bytes(n_tiles, args->ring_bytes, args->bias.n_pairs);
+    size_t shared = shared_bytes(n_tiles, args);
     kernel f = kernel_for(n_tiles, args->k.path, args->v.path);
     if (cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) != cudaSuccess ||
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, f, 32 * N_WARPS, shared) != cudaSuccess)
@@ -550,7 +572,7 @@ extern "C" int NAME1(kvq_cuda_attend_blocks, KVQ_HEAD_DIM)(int n_tiles, const at
 
 extern "C" cudaError_t NAME1(kvq_cuda_attend_launch, KVQ_HEAD_DIM)(int n_tiles, const attend_args *args, uint32_t n_blocks,
                                                                    cudaStream_t stream) {
-    size_t shared = shared_bytes(n_tiles, args->ring_bytes, args->bias.n_pairs);
+    size_t shared = shared_bytes(n_tiles, args);
     return launch(kernel_for(n_tiles, args->k.path, args->v.path), dim3(n_blocks), 32 * N_WARPS, shared, stream, *args);
 }
 

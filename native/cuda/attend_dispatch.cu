@@ -12,13 +12,19 @@ EACH_HEAD_DIM(DECLARE)
  * rings. */
 enum { RING_BYTES = 13824, BESIDE_RINGS = 12 << 10 };
 
+uint32_t attend_scratch_bytes(uint32_t head_dim, const tile_side *k, const tile_side *v) {
+    bool is_split = k->path == PATH_SPLIT_2 || k->path == PATH_SPLIT_3 || v->path == PATH_SPLIT_2 ||
+                    v->path == PATH_SPLIT_3;
+    return is_split ? 33 * head_dim : 0; /* split_scratch */
+}
+
 uint32_t attend_ring_bytes(uint32_t head_dim, const tile_side *k, const tile_side *v) {
     int shared = 0; /* of a block */
     cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
     uint32_t f16_stage = 2 * 16 * head_dim * 2, stage = k->chunk_bytes + k->meta_bytes + v->chunk_bytes + v->meta_bytes;
     uint32_t n_warps = attend_warps(head_dim), most = RING_BYTES * (8 / n_warps);
-    uint32_t fits = ((uint32_t)shared - BESIDE_RINGS) / n_warps,
-             n_stages = 2 * stage <= (most < fits ? most : fits) ? 2 : 1;
+    uint32_t fits = ((uint32_t)shared - BESIDE_RINGS) / n_warps, two = 2 * stage + attend_scratch_bytes(head_dim, k, v);
+    uint32_t n_stages = two <= (most < fits ? most : fits) ? 2 : 1;
     uint32_t n_bytes = n_stages * stage > f16_stage ? n_stages * stage : f16_stage;
     return (n_bytes + 127) / 128 * 128;
 }

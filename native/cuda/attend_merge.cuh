@@ -11,7 +11,6 @@ namespace {
 
 /* O as the sums over encoded tiles have it: in their basis and unit. */
 template <int NT> __device__ __forceinline__ void to_coded_basis(const tile_side &v, int lane, output_block<HD, NT> &out) {
-    constexpr int N = HD & -HD; /* element 16 j + 8 half + lane / 4 */
     float unit = (v.rotated ? hadamard_factor<HD>() : 1.0f) / v.unit;
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
@@ -24,24 +23,8 @@ template <int NT> __device__ __forceinline__ void to_coded_basis(const tile_side
                 if (v.rotated && rotate_negative(8 * i + lane / 4))
                     x[i] = -x[i];
             }
-            if (v.rotated) {
-#pragma unroll
-                for (int stride = 1; stride < 8; stride *= 2)
-#pragma unroll
-                    for (int i = 0; i < 2 * N_J; i++) {
-                        float other = __shfl_xor_sync(~0u, x[i], 4 * stride);
-                        x[i] = lane / 4 & stride ? other - x[i] : x[i] + other;
-                    }
-#pragma unroll
-                for (int stride = 1; stride < N / 8; stride *= 2)
-#pragma unroll
-                    for (int i = 0; i < 2 * N_J; i++)
-                        if (!(i & stride)) {
-                            float first = x[i], second = x[i + stride];
-                            x[i] = first + second;
-                            x[i + stride] = first - second;
-                        }
-            }
+            if (v.rotated)
+                hadamard_rows(x, lane, HD & -HD);
 #pragma unroll
             for (int i = 0; i < 2 * N_J; i++)
                 out.o[i / 2][nt][c + i % 2 * 2] = x[i] * unit *

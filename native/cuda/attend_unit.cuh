@@ -2,8 +2,8 @@
 #ifndef KVQ_CUDA_ATTEND_UNIT_CUH
 #define KVQ_CUDA_ATTEND_UNIT_CUH
 
-#include "attend.cuh"
 #include "attend.h"
+#include "tiers.cuh"
 
 namespace {
 
@@ -15,6 +15,7 @@ template <int NT> struct unit_state {
     attend_unit u;
     const column_block<HD, NT> *cols; /* for the tiles under way: as they are, or rotated */
     float *bias;                      /* (n_pairs, { C, S }, columns) of kv/key_bias.h, as base-2 logits */
+    split_scratch<HD> *scratch;       /* the warp's, if a side needs it */
     int warp, lane, head_group;
 };
 

@@ -219,6 +219,7 @@ static void attend_short(cuda_backend *c, const kvq_attention *t, uint32_t longe
     shape.head_group = a.n_head / a.n_head_kv;
     shape.n_cols = longest * shape.head_group <= 8 ? 8 : 16;
     a.ring_bytes = attend_ring_bytes(head_dim, &a.k, &a.v);
+    a.scratch_bytes = attend_scratch_bytes(head_dim, &a.k, &a.v);
     int per_sm = attend_blocks_per_sm(head_dim, shape.n_cols / 8, &a);
     if (per_sm == 0) {
         c->refusal = "attention: a head_dim that the GPU has no kernel for";

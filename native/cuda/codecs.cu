@@ -27,6 +27,8 @@ static const known table[] = {
     {true, 8, 0, FAMILY_FP8, PATH_FP8, PATH_FP8, 0},
     {false, 3, 64, FAMILY_TIER, PATH_TIER_3, PATH_NONE, 0},
     {false, 2, 64, FAMILY_TIER, PATH_TIER_2, PATH_NONE, 0},
+    {false, 3, 0, FAMILY_SPLIT, PATH_SPLIT_3, PATH_SPLIT_3, 0},
+    {false, 2, 0, FAMILY_SPLIT, PATH_SPLIT_2, PATH_SPLIT_2, 0},
 };
 
 /* Levels are half floats. Codes are f16 subnormals, and those of 2 and 4 bits stay shifted up; see tile.h. */
@@ -43,15 +45,16 @@ static void describe_products(const known *k, tile_side *side) {
 bool describe_codec(const kvq_codec *codec, uint32_t head_dim, tile_side *side, tile_format *format) {
     bool is_k = codec->side == 'k';
     for (const known &k : table) {
-        if (k.family == FAMILY_TIER && (!is_k || head_dim % 64 != 0))
+        if (k.family == FAMILY_TIER && !is_k)
             continue;
         if (k.rotated != codec->rotated || k.bits != codec->bits || k.group != codec->group || codec->version != 1)
             continue;
         uint32_t group = k.group > 0 ? k.group : head_dim, meta_bytes = 2 * meta_halfs(k.family, is_k, group, head_dim);
-        if (codec->tile_bytes(codec, head_dim) != (size_t)KVQ_TILE * head_dim * k.bits / 8 + meta_bytes)
+        uint32_t codes_bytes = 4 * code_words(k.family, k.bits, head_dim);
+        if (codec->tile_bytes(codec, head_dim) != codes_bytes + meta_bytes)
             continue;
         uint32_t chunk_tokens = k.bits == 16 ? 16 : k.bits == 8 ? 32 : 64;
-        uint32_t chunk_bytes = chunk_tokens * head_dim * k.bits / 8, whole = (meta_bytes + 15) / 16 * 16;
+        uint32_t chunk_bytes = codes_bytes / (TILE_TOKENS / chunk_tokens), whole = (meta_bytes + 15) / 16 * 16;
         *side = tile_side{
             is_k ? k.k_path : k.v_path, k.bits, k.offset, chunk_tokens, chunk_bytes, whole, k.rotated, 1.0f, 0, 0};
         describe_products(&k, side);

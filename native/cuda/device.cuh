@@ -16,10 +16,24 @@ __device__ __forceinline__ float byte_of(uint32_t x, int i) {
 }
 
 /* The sign of kv/rotate.h. */
-__host__ __device__ __forceinline__ bool rotate_negative(uint32_t channel) {
+__host__ __device__ __forceinline__ constexpr bool rotate_negative(uint32_t channel) {
     uint32_t hash = (channel + 1) * 0x9E3779B1u;
     hash = (hash ^ hash >> 15) * 0x85EBCA77u;
     return (hash ^ hash >> 13) >> 31;
+}
+
+/* Of channels 32 k .. 32 k + 31, a bit each. */
+__host__ __device__ constexpr uint32_t rotate_signs_from(uint32_t first) {
+    uint32_t signs = 0;
+    for (uint32_t i = 0; i < 32; i++)
+        signs |= (uint32_t)rotate_negative(first + i) << i;
+    return signs;
+}
+
+__device__ __forceinline__ uint32_t rotate_signs(int k) { /* k < 4, known to the compiler */
+    constexpr uint32_t SIGNS_0 = rotate_signs_from(0), SIGNS_1 = rotate_signs_from(32), SIGNS_2 = rotate_signs_from(64),
+                       SIGNS_3 = rotate_signs_from(96);
+    return k == 0 ? SIGNS_0 : k == 1 ? SIGNS_1 : k == 2 ? SIGNS_2 : SIGNS_3;
 }
 
 /* In place, by all threads of the block: Hadamard over the last dimension of x (n_rows, head_dim), row stride ld, with the
@@ -64,6 +78,26 @@ template <int PER_LANE> __device__ __forceinline__ void hadamard_lanes(float (&x
                 float a = x[i], b = x[i + stride];
                 x[i] = a + b;
                 x[i + stride] = a - b;
+            }
+}
+
+/* The same of a column that lies in the eight lanes with the same lane % 4, element 8 i + lane / 4 in x[i]. */
+template <int N_X> __device__ __forceinline__ void hadamard_rows(float (&x)[N_X], int lane, int n) {
+#pragma unroll
+    for (int stride = 1; stride < 8; stride *= 2)
+#pragma unroll
+        for (int i = 0; i < N_X; i++) {
+            float other = __shfl_xor_sync(~0u, x[i], 4 * stride);
+            x[i] = lane / 4 & stride ? other - x[i] : x[i] + other;
+        }
+#pragma unroll
+    for (int stride = 1; stride < n / 8; stride *= 2)
+#pragma unroll
+        for (int i = 0; i < N_X; i++)
+            if (!(i & stride)) {
+                float first = x[i], second = x[i + stride];
+                x[i] = first + second;
+                x[i + stride] = first - second;
             }
 }
 

@@ -38,7 +38,7 @@ __device__ __forceinline__ float as_f16(float x) {
 struct work {
     int head_dim, ld;
     float *y; /* (64, ld) the tile, rotated if the codec is */
-    float *u; /* (64, ld) scratch of the normalizing codecs */
+    float *u; /* (64, ld) scratch of codecs that normalize or split */
     uint32_t *words;
     uint8_t *codes;         /* (64, head_dim) */
     float *token, *channel; /* factors: (64), (head_dim) */
@@ -293,7 +293,7 @@ __device__ void encode_tier(const work &w, const tile_format &f, __half *meta) {
     __syncthreads();
     uint8_t *order = reinterpret_cast<uint8_t *>(meta + 2 * w.head_dim + N);
     for (int d = threadIdx.x; d < w.head_dim; d += blockDim.x) {
-        int place = place_of(variance, w.head_dim, d), bits = tier_bits(f.bits, w.head_dim, place);
+        int place = place_of(variance, w.head_dim, d), bits = tier_bits(f.family, f.bits, w.head_dim, place);
         column c = affine_encode(w.u + d, N, w.ld, bits, KEEP_NORM, w.codes + place, w.head_dim);
         put_meta(w, f, meta, place, __float2half_rn(c.scale));
         put_meta(w, f, meta, w.head_dim + place, __float2half_rn(c.zero));
@@ -352,6 +352,55 @@ __device__ __half encode_token(bool is_k, const float *y, int n, int bits, uint8
 __device__ void encode_turbo(const work &w, const tile_format &f, __half *meta) {
     for (int t = threadIdx.x; t < N; t += blockDim.x)
         put_meta(w, f, meta, t, encode_token(f.is_k, w.y + t * w.ld, w.head_dim, f.bits, w.codes + t * w.head_dim));
+}
+
+/* is_wide: (HD), of the half of the channels with most energy in the tile; at most N_THREADS channels */
+template <int HD> __device__ void choose_wide(const work &w, int n_wide, uint32_t *is_wide) {
+    float *energy = w.channel;
+    int d = threadIdx.x;
+    if (d < HD) {
+        energy[d] = 0.0f;
+        for (int t = 0; t < N; t++)
+            energy[d] += w.y[t * w.ld + d] * w.y[t * w.ld + d];
+    }
+    __syncthreads();
+    if (d < HD)
+        is_wide[d] = place_of(energy, HD, d) < n_wide;
+    __syncthreads();
+}
+
+/* Codes go to (token, place): wide channels, then narrow ones, both ascending. */
+template <int HD> __device__ void encode_split(const work &w, const tile_format &f, __half *meta) {
+    constexpr int N_WIDE = HD / 32 * 16, N_NARROW = HD - N_WIDE;
+    uint32_t *is_wide = w.words;
+    choose_wide<HD>(w, N_WIDE, is_wide);
+    uint8_t *mask = reinterpret_cast<uint8_t *>(meta + 2 * N);
+    int d = threadIdx.x;
+    if (d < HD) {
+        int n_wide = 0;
+        for (int other = 0; other < d; other++)
+            n_wide += is_wide[other];
+        int place = is_wide[d] ? n_wide : N_WIDE + d - n_wide;
+        bool negative = rotate_negative(is_wide[d] ? place : place - N_WIDE);
+        for (int t = 0; t < N; t++)
+            w.u[t * w.ld + place] = negative ? -w.y[t * w.ld + d] : w.y[t * w.ld + d];
+        if (d % 8 == 0) {
+            mask[d / 8] = 0;
+            for (int i = 0; i < 8; i++)
+                mask[d / 8] |= is_wide[d + i] << i;
+        }
+    }
+    __syncthreads();
+    hadamard<N_WIDE>(w.u, N, w.ld);
+    hadamard<N_NARROW>(w.u + N_WIDE, N, w.ld);
+    for (int i = threadIdx.x; i < 2 * N; i += blockDim.x) {
+        bool narrow = i >= N;
+        int t = i % N, first = narrow ? N_WIDE : 0, n = narrow ? N_NARROW : N_WIDE;
+        float *u = w.u + t * w.ld + first, factor = narrow ? hadamard_factor<N_NARROW>() : hadamard_factor<N_WIDE>();
+        for (int k = 0; k < n; k++)
+            u[k] *= factor;
+        put_meta(w, f, meta, i, encode_token(f.is_k, u, n, f.bits + !narrow, w.codes + t * HD + first));
+    }
 }
 
 /* ---- fp8, nvfp4: kv/float8.h ---- */
@@ -468,8 +517,8 @@ __device__ void load_tile(const work &w, const tile_format &f, const __half *raw
     __syncthreads();
 }
 
-__host__ __device__ inline bool is_normalizing(const tile_format &f) {
-    return f.family == FAMILY_KVARN || f.family == FAMILY_TIER;
+__host__ __device__ inline bool takes_scratch(const tile_format &f) {
+    return f.family == FAMILY_KVARN || f.family == FAMILY_TIER || f.family == FAMILY_SPLIT;
 }
 
 template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(const __grid_constant__ encode_args a) {
@@ -479,15 +528,16 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
     tile_format f = is_k ? a.k : a.v;
     encode_job job = a.jobs[blockIdx.x];
     int head = blockIdx.y;
+    int n_words = code_words(f.family, f.bits, HD);
     work w;
     w.head_dim = HD;
     w.ld = LD;
     w.y = reinterpret_cast<float *>(memory);
     w.u = w.y + N * LD;
-    w.token = w.u + (is_normalizing(f) ? N * LD : 0);
+    w.token = w.u + (takes_scratch(f) ? N * LD : 0);
     w.channel = w.token + N;
     w.words = reinterpret_cast<uint32_t *>(w.channel + HD);
-    w.codes = reinterpret_cast<uint8_t *>(w.words + N * HD * f.bits / 32);
+    w.codes = reinterpret_cast<uint8_t *>(w.words + n_words);
     const __half *raw = a.raw + ((size_t)job.raw * a.n_head_kv + head) * 2 * N * HD + (is_k ? 0 : N * HD);
     uint8_t *tile = a.coded + ((size_t)(job.coded & 0x7fffffffu) * a.n_head_kv + head) * (a.k_tile_bytes + a.v_tile_bytes) +
                     (is_k ? 0 : a.k_tile_bytes);
@@ -504,7 +554,7 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
         return;
     }
     load_tile<HD>(w, f, raw, a.bias, head, job.tile);
-    __half *meta = reinterpret_cast<__half *>(tile + N * HD * f.bits / 8);
+    __half *meta = reinterpret_cast<__half *>(tile + 4 * n_words);
     if (f.family == FAMILY_KIVI)
         encode_kivi(w, f, meta);
     else if (f.family == FAMILY_BLOCKS)
@@ -515,11 +565,12 @@ template <int HD> __global__ void __launch_bounds__(N_THREADS) encode_kernel(con
         encode_turbo(w, f, meta);
     else if (f.family == FAMILY_TIER)
         encode_tier(w, f, meta);
+    else if (f.family == FAMILY_SPLIT && HD >= 32)
+        encode_split<HD>(w, f, meta);
     else if (f.family == FAMILY_FP8)
         encode_fp8(w, reinterpret_cast<float *>(meta));
     else
         encode_nvfp4(w, f, reinterpret_cast<uint8_t *>(meta));
-    int n_words = N * HD * f.bits / 32;
     for (int i = threadIdx.x; i < n_words; i += blockDim.x)
         w.words[i] = 0;
     __syncthreads();
@@ -541,7 +592,7 @@ template <int HD> cudaError_t launch_for(const encode_args &a, uint32_t n_jobs, 
 } // namespace
 
 size_t encode_shared_bytes(const tile_format &k, const tile_format &v, uint32_t head_dim) {
-    size_t n_copies = is_normalizing(k) || is_normalizing(v) ? 2 : 1;
+    size_t n_copies = takes_scratch(k) || takes_scratch(v) ? 2 : 1;
     return n_copies * N * (head_dim + 1) * 4 + (N + head_dim) * 4 + 2 * N * head_dim;
 }
 

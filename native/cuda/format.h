@@ -23,10 +23,12 @@ enum tile_path {
     PATH_TURBO_2,      /* levels of a codebook, scale per token */
     PATH_TURBO_3,
     PATH_TURBO_4,
-    PATH_NVFP4,  /* e2m1 levels, scale per token and 16 channels, and per tile */
-    PATH_FP8,    /* e4m3, scale per tile */
-    PATH_TIER_2, /* K: places of 4, 2 and 1 bits; scale and zero per place, scale per token */
-    PATH_TIER_3, /* 4, 3 and 2 bits */
+    PATH_NVFP4,   /* e2m1 levels, scale per token and 16 channels, and per tile */
+    PATH_FP8,     /* e4m3, scale per tile */
+    PATH_TIER_2,  /* K: places of 4, 2 and 1 bits; scale and zero per place, scale per token */
+    PATH_TIER_3,  /* 4, 3 and 2 bits */
+    PATH_SPLIT_2, /* levels of 3 and of 2 bits for two sets of channels, of the tile's own, each rotated, scale per token */
+    PATH_SPLIT_3, /* 4 and 3 bits */
     PATH_NONE
 };
 
@@ -83,7 +85,8 @@ typedef struct attend_args {
     uint32_t n_head, n_head_kv;
     float scale, softcap;
     uint32_t window;
-    uint32_t ring_bytes; /* of shared memory per warp */
+    uint32_t ring_bytes;    /* of shared memory per warp */
+    uint32_t scratch_bytes; /* and beside the ring, for paths that change the basis of a tile */
     bias_tables bias;
 } attend_args;
 

@@ -110,10 +110,11 @@ template <int HD, int CODES> __device__ __forceinline__ float tile_scale(const u
     return *reinterpret_cast<const float *>(meta + (CODES == E2M1 ? 4 * HD : 0)) * 256.0f;
 }
 
-/* meta: turbo (block, row % 8, row / 8) half; nvfp4: see nvfp4_scale_place, then a float; fp8: a float */
+/* columns: B fragments of Q; meta: turbo (block, row % 8, row / 8) half; nvfp4: see nvfp4_scale_place, then a float; fp8: a
+ * float */
 template <int HD, int NT, int NB, int CODES, int UNROLL>
 __device__ __forceinline__ void score_levels(const uint8_t *codes, const uint8_t *meta, int b0,
-                                             const column_block<HD, NT> *cols, int lane, const logit_line<NT> &line,
+                                             const uint2 (*columns)[NT][32], int lane, const logit_line<NT> &line,
                                              float (&s)[NB][NT][4]) {
     constexpr int N_J = HD / 16, BITS = level_traits<CODES>::BITS, W = words_per_lane<BITS>::N;
     const level_table table = make_table<CODES>();
@@ -128,7 +129,7 @@ __device__ __forceinline__ void score_levels(const uint8_t *codes, const uint8_t
             scales = reinterpret_cast<const uint2 *>(meta)[j * 8 + lane / 4];
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
-            uint2 q = cols->q[j][nt][lane];
+            uint2 q = columns[j][nt][lane];
 #pragma unroll
             for (int b = 0; b < NB; b++) {
                 if constexpr (CODES == E2M1) {

@@ -3,7 +3,7 @@
  * Codes go through shared memory as bytes, scales from place to place.
  *
  * Canonically codes lie in planes (kv/pack.h): a plane has some bits of each code, 8 / bits codes in a byte; codes of 3
- * bits are a plane of 2 bits and one of 1. A tiered tile has planes for each tier.
+ * bits are a plane of 2 bits and one of 1. A tile with tiers has planes for each.
  */
 #include "order.h"
 
@@ -12,11 +12,11 @@
 
 namespace {
 
-constexpr int N_THREADS = 256, MAX_PLANES = 6;
+constexpr int N_THREADS = 256, MAX_PLANES = 2 * N_TIERS;
 
 struct plane {
     uint32_t bits, from; /* of a code */
-    uint32_t first, n;   /* channels, of a tiered tile places */
+    uint32_t first, n;   /* channels, of a tile with tiers places */
     uint32_t offset;     /* bytes into the tile */
 };
 
@@ -31,15 +31,12 @@ __device__ uint32_t add_planes(uint32_t bits, uint32_t first, uint32_t n, uint32
 }
 
 __device__ uint32_t find_planes(const tile_format &f, uint32_t head_dim, plane *planes) {
-    if (f.family != FAMILY_TIER)
-        return add_planes(f.bits, 0, head_dim, 0, planes);
-    uint32_t n_planes = 0, offset = 0;
-    for (uint32_t first = 0, n; first < head_dim; first += n) {
-        uint32_t bits = tier_bits(f.bits, head_dim, first);
-        for (n = head_dim / 4; first + n < head_dim && tier_bits(f.bits, head_dim, first + n) == bits;)
-            n += head_dim / 4;
-        n_planes += add_planes(bits, first, n, offset, planes + n_planes);
-        offset += TILE_TOKENS * n * bits / 8;
+    uint32_t n_planes = 0;
+    for (uint32_t i = 0; i < N_TIERS; i++) {
+        tier t = tier_of(f.family, f.bits, head_dim, i);
+        if (t.first < t.end)
+            n_planes += add_planes(t.bits, t.first, t.end - t.first, 4 * tier_word(f.family, f.bits, head_dim, t.first),
+                                   planes + n_planes);
     }
     return n_planes;
 }
@@ -125,7 +122,7 @@ __device__ void order_halfs(bool is_k, uint32_t head_dim, uint8_t *gpu, uint8_t 
 __global__ void __launch_bounds__(N_THREADS) order_kernel(const __grid_constant__ order_args a) {
     bool is_k = blockIdx.y == 0;
     const tile_format &f = is_k ? a.k : a.v;
-    uint32_t hd = a.head_dim, n_codes_bytes = TILE_TOKENS * hd * f.bits / 8;
+    uint32_t hd = a.head_dim, n_codes_bytes = 4 * code_words(f.family, f.bits, hd);
     size_t offset = (size_t)blockIdx.x * (a.k_bytes + a.v_bytes) + (is_k ? 0 : a.k_bytes);
     uint8_t *gpu = a.page + offset, *canonical = a.canonical + offset;
     if (a.to_canonical)

@@ -3,11 +3,11 @@
  * tile, KV head and side, one warp per 16 channels: the words of a lane become the same lane's words of 16 matrices.
  *
  * Where keys or values change their basis (f16 tiles beside rotated ones, rotated keys that get their bias back) and where
- * channels are in an order of their own, a tile goes through shared memory as floats.
+ * channels are in an order of the tile's own, a tile goes through shared memory as floats.
  */
 #include "key_bias.cuh"
-#include "levels.cuh"
 #include "prefill.h"
+#include "tiers.cuh"
 
 namespace {
 
@@ -299,11 +299,18 @@ template <bool IS_K> __device__ void load_f16(const tile_source &source, lane_pl
 
 /* ---- through shared memory: x (64, ld) ---- */
 
-/* Places 16 FIRST .. of a tiered tile; see tiers.cuh. */
-template <int BITS>
-__device__ void decode_tier(const uint8_t *codes, const uint8_t *meta, int first, lane_place at, float *x, int ld) {
+/* A block of places of tiered keys, with codes of WIDTH bits, 0: of several widths; see tiers.cuh. */
+template <int WIDTH>
+__device__ void decode_tier(const uint8_t *codes, const uint8_t *meta, uint32_t bits, lane_place at, float *x, int ld) {
     fragments a;
-    load_integers<true, BITS>(codes, {at.j - first, 0, at.lane}, 0.0f, a);
+    uint32_t head_dim = 16 * at.n_j;
+    if constexpr (WIDTH == 0) {
+        unpack_mixed<4>(codes, bits, head_dim, at.j, 0, at.lane, a);
+        EACH_REGISTER(r, b)
+        a[r][b] = fma_halfs(a[r][b] | 0x64006400u, both(1.0f), both(-1024.0f));
+    } else {
+        load_integers<true, WIDTH>(codes + 4 * tier_word(FAMILY_TIER, bits, head_dim, 16 * at.j), {0, 0, at.lane}, 0.0f, a);
+    }
     uint4 affine = reinterpret_cast<const uint4 *>(meta)[at.j * 4 + at.lane % 4]; /* { zero, scale } of two pairs */
     uint32_t order = reinterpret_cast<const uint32_t *>(meta + 64 * at.n_j + 2 * TILE_TOKENS)[at.j * 4 + at.lane % 4];
     const uint32_t *token = reinterpret_cast<const uint32_t *>(meta + 64 * at.n_j) + at.lane / 4;
@@ -322,19 +329,19 @@ __device__ void decode_tier(const uint8_t *codes, const uint8_t *meta, int first
 }
 
 __device__ void decode_tiers(uint32_t bits, const uint8_t *codes, const uint8_t *meta, lane_place at, float *x, int ld) {
-    enum { BLOCK = 128 }; /* bytes of 16 places, per bit */
-    int quarter = at.n_j / 4;
-    const uint8_t *second = codes + quarter * 4 * BLOCK;
-    if (at.j < quarter)
-        decode_tier<4>(codes, meta, 0, at, x, ld);
-    else if (bits == 2 && at.j < 2 * quarter)
-        decode_tier<2>(second, meta, quarter, at, x, ld);
-    else if (bits == 2)
-        decode_tier<1>(second + quarter * 2 * BLOCK, meta, 2 * quarter, at, x, ld);
-    else if (at.j < 3 * quarter)
-        decode_tier<3>(second, meta, quarter, at, x, ld);
-    else
-        decode_tier<2>(second + 2 * quarter * 3 * BLOCK, meta, 3 * quarter, at, x, ld);
+    uint32_t place = 16 * at.j, head_dim = 16 * at.n_j;
+    switch (is_mixed(FAMILY_TIER, bits, head_dim, place) ? 0 : tier_bits(FAMILY_TIER, bits, head_dim, place)) {
+    case 0:
+        return decode_tier<0>(codes, meta, bits, at, x, ld);
+    case 1:
+        return decode_tier<1>(codes, meta, bits, at, x, ld);
+    case 2:
+        return decode_tier<2>(codes, meta, bits, at, x, ld);
+    case 3:
+        return decode_tier<3>(codes, meta, bits, at, x, ld);
+    case 4:
+        return decode_tier<4>(codes, meta, bits, at, x, ld);
+    }
 }
 
 template <bool IS_K> __device__ void scatter(const fragments &a, lane_place at, float *x, int ld) {
@@ -344,6 +351,60 @@ template <bool IS_K> __device__ void scatter(const fragments &a, lane_place at, 
         float2 two = halfs_of(a[r][b]);
         to[0] = two.x;
         to[IS_K ? 1 : ld] = two.y;
+    }
+}
+
+/* A split tile, its tiers rotated, its channels in the tile's order. */
+template <bool IS_K>
+__device__ void decode_split(uint32_t bits, const uint8_t *codes, const uint8_t *meta, lane_place at, float *x, int ld) {
+    fragments a;
+    uint32_t head_dim = 16 * at.n_j;
+    tier narrow = tier_of(FAMILY_SPLIT, bits, head_dim, 1);
+    bool is_wide = 16 * at.j < narrow.first;
+    lane_place in_tier = {is_wide ? at.j : at.j - (int)narrow.first / 16, at.n_j, at.lane};
+    if (!is_wide) {
+        codes += 4 * tier_word(FAMILY_SPLIT, bits, head_dim, narrow.first);
+        meta += 2 * TILE_TOKENS;
+    }
+    uint32_t path = PATH_TURBO_2 + bits - 2 + is_wide;
+    if (IS_K)
+        decode_keys(path, codes, meta, in_tier, a);
+    else
+        decode_values(path, codes, meta, in_tier, a);
+    scatter<IS_K>(a, at, x, ld);
+}
+
+/* Its rows turned back, its channels where they belong; order: (head_dim) bytes of shared memory */
+__device__ void restore_split(const uint8_t *mask, uint32_t head_dim, float *x, int ld, uint8_t *order) {
+    const uint32_t n_wide = tier_of(FAMILY_SPLIT, 0, head_dim, 0).end, lane = threadIdx.x % 32;
+    const uint32_t *words = reinterpret_cast<const uint32_t *>(mask);
+    for (uint32_t d = threadIdx.x; d < head_dim; d += blockDim.x) {
+        uint32_t word = words[d / 32], n_before = __popc(word & ((1u << d % 32) - 1));
+        for (uint32_t i = 0; i < d / 32; i++)
+            n_before += __popc(words[i]);
+        order[word >> d % 32 & 1 ? n_before : n_wide + d - n_before] = (uint8_t)d;
+    }
+    __syncthreads();
+    for (int t = threadIdx.x / 32; t < TILE_TOKENS; t += blockDim.x / 32) {
+        float y[2][4], *row = x + t * ld;
+#pragma unroll
+        for (int set = 0; set < 2; set++) {
+            uint32_t first = set == 0 ? 0 : n_wide, n = set == 0 ? n_wide : head_dim - n_wide;
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                y[set][i] = lane + 32 * i < n ? row[first + lane + 32 * i] : 0.0f;
+            hadamard_lanes(y[set], lane, n & -n);
+        }
+        __syncwarp(); /* all of the row is read */
+#pragma unroll
+        for (int set = 0; set < 2; set++) {
+            uint32_t first = set == 0 ? 0 : n_wide, n = set == 0 ? n_wide : head_dim - n_wide;
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (lane + 32 * i < n)
+                    row[order[first + lane + 32 * i]] = y[set][i] * (rotate_negative(lane + 32 * i) ? -hadamard_factor(n)
+                                                                                                    : hadamard_factor(n));
+        }
     }
 }
 
@@ -415,15 +476,27 @@ __device__ bool find_source(const prefill_args &a, uint32_t slot, uint32_t head,
     return false;
 }
 
+__host__ __device__ inline bool is_tiered(const tile_side &side) {
+    return side.path == PATH_TIER_2 || side.path == PATH_TIER_3;
+}
+
+__host__ __device__ inline bool is_split(const tile_side &side) {
+    return side.path == PATH_SPLIT_2 || side.path == PATH_SPLIT_3;
+}
+
 template <bool IS_K> __device__ void stage_tile(const prefill_args &a, const tile_source &source, uint32_t *out, float *x) {
     const tile_side &side = IS_K ? a.k : a.v;
     const bool rotated = IS_K ? a.k_rotated : a.v_rotated;
-    const bool is_tiered = side.path == PATH_TIER_2 || side.path == PATH_TIER_3, biased = IS_K && a.bias.n_pairs > 0;
+    const bool biased = IS_K && a.bias.n_pairs > 0;
     const int ld = a.head_dim + 1;
     lane_place at = {(int)threadIdx.x / 32, (int)a.head_dim / 16, (int)threadIdx.x % 32};
     const uint8_t *meta = source.codes + TILE_TOKENS / side.chunk_tokens * side.chunk_bytes;
-    if (source.coded && is_tiered) {
+    if (source.coded && is_tiered(side)) {
         decode_tiers(side.bits, source.codes, meta, at, x, ld);
+    } else if (source.coded && is_split(side)) {
+        decode_split<IS_K>(side.bits, source.codes, meta, at, x, ld);
+        __syncthreads();
+        restore_split(meta + 4 * TILE_TOKENS, a.head_dim, x, ld, reinterpret_cast<uint8_t *>(x + TILE_TOKENS * ld));
     } else {
         fragments f;
         if (!source.coded || side.path == PATH_F16)
@@ -466,9 +539,9 @@ __global__ void __launch_bounds__(512) stage_kernel(const __grid_constant__ pref
 } // namespace
 
 cudaError_t launch_stage(const prefill_args &a, uint32_t n_slots, cudaStream_t stream) {
-    bool is_tiered = a.k.path == PATH_TIER_2 || a.k.path == PATH_TIER_3;
-    bool direct = !a.k_rotated && !a.v_rotated && a.bias.n_pairs == 0 && !is_tiered;
-    size_t shared = direct ? 0 : TILE_TOKENS * (a.head_dim + 1) * sizeof(float);
+    bool has_order = is_tiered(a.k) || is_split(a.k) || is_split(a.v);
+    bool direct = !a.k_rotated && !a.v_rotated && a.bias.n_pairs == 0 && !has_order;
+    size_t shared = direct ? 0 : TILE_TOKENS * (a.head_dim + 1) * sizeof(float) + a.head_dim;
     cudaError_t error = cudaFuncSetAttribute(stage_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     if (error != cudaSuccess)
         return error;

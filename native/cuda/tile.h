@@ -41,17 +41,17 @@
 
 enum { TILE_TOKENS = 64, TILE_BLOCKS = 4 };
 
-/* Where a code's lowest bit lies. Only a 3-bit code of i = 15 is torn: its bits are bit 15 of three consecutive words. */
+/* Where a code's lowest bit lies. step: 0, or how many words further each next bit does; of 3-bit codes with i = 15, and of
+ * tiers that share a block. */
 typedef struct code_place {
-    uint32_t word, bit;
-    bool torn;
+    uint32_t word, bit, step;
 } code_place;
 
 KVQ_BOTH code_place place_code(bool is_k, uint32_t bits, uint32_t head_dim, uint32_t token, uint32_t channel) {
     uint32_t block = token / 16, j = channel / 16, n_j = head_dim / 16;
     uint32_t row = (is_k ? token : channel) % 16, col = (is_k ? channel : token) % 16;
     uint32_t lane = row % 8 * 4 + col % 8 / 2, reg = row / 8 + 2 * (col / 8), half = col % 2 * 16;
-    code_place place = {0, 0, false};
+    code_place place = {0, 0, 0};
     switch (bits) {
     case 1:
         place.word = 32 * j + lane;
@@ -71,9 +71,9 @@ KVQ_BOTH code_place place_code(bool is_k, uint32_t bits, uint32_t head_dim, uint
         break;
     case 3: {
         uint32_t i = 4 * reg + block;
-        place.torn = i == 15;
-        place.word = (32 * j + lane) * 3 + (place.torn ? 0 : i / 5);
-        place.bit = half + (place.torn ? 15 : 3 * (i % 5));
+        place.step = i == 15;
+        place.word = (32 * j + lane) * 3 + (i == 15 ? 0 : i / 5);
+        place.bit = half + (i == 15 ? 15 : 3 * (i % 5));
         break;
     }
     case 4:
@@ -92,20 +92,21 @@ KVQ_BOTH code_place place_code(bool is_k, uint32_t bits, uint32_t head_dim, uint
 }
 
 KVQ_BOTH void put_code(uint32_t *words, code_place place, uint32_t code) {
-    if (!place.torn) {
+    if (place.step == 0) {
         words[place.word] |= code << place.bit;
         return;
     }
-    for (uint32_t i = 0; i < 3; i++)
-        words[place.word + i] |= (code >> i & 1) << place.bit;
+    for (uint32_t i = 0; i < 4; i++)
+        if (code >> i & 1)
+            words[place.word + i * place.step] |= 1u << place.bit;
 }
 
 KVQ_BOTH uint32_t get_code(const uint32_t *words, code_place place, uint32_t bits) {
-    if (!place.torn)
+    if (place.step == 0)
         return words[place.word] >> place.bit & ((1u << bits) - 1);
     uint32_t code = 0;
-    for (uint32_t i = 0; i < 3; i++)
-        code |= (words[place.word + i] >> place.bit & 1) << i;
+    for (uint32_t i = 0; i < bits; i++)
+        code |= (words[place.word + i * place.step] >> place.bit & 1) << i;
     return code;
 }
 
@@ -172,19 +173,102 @@ KVQ_BOTH uint32_t from_sign_magnitude(uint32_t bits, uint32_t code) {
     return code < sign ? code ^ sign : (2 * sign - 1) ^ code;
 }
 
-/*
- * A tiered tile (keys): channels in an order of their own, cut into tiers of different widths; each block of 16 places is a
- * block j of a tile of its width, one after the other. head_dim is a multiple of 64, so that no block is in two tiers.
- */
-KVQ_BOTH uint32_t tier_bits(uint32_t bits, uint32_t head_dim, uint32_t place) { /* of a place; bits 2 or 3: of the codec */
-    uint32_t quarter = place / (head_dim / 4);
-    return bits == 2 ? (quarter == 0 ? 4 : quarter == 1 ? 2 : 1) : quarter == 0 ? 4 : quarter < 3 ? 3 : 2;
+/* ---- tiles of several widths ---- */
+
+enum codec_family {
+    FAMILY_F16,
+    FAMILY_KIVI,
+    FAMILY_BLOCKS,
+    FAMILY_KVARN,
+    FAMILY_TURBO, /* levels of a codebook, a scale per token */
+    FAMILY_NVFP4, /* e2m1 levels, an e4m3 scale per token and 16 channels, a float per tile */
+    FAMILY_FP8,   /* e4m3, a float per tile */
+    FAMILY_TIER,  /* K: tiers; a scale and a zero per place, a factor per token, the channel of each place */
+    FAMILY_SPLIT, /* tiers of levels, rotated each, with a scale per token each; a bit per channel */
+};
+
+/* Codes that index a table: place_level, not place_code. */
+KVQ_BOTH bool has_levels(uint32_t family) {
+    return family == FAMILY_TURBO || family == FAMILY_NVFP4 || family == FAMILY_SPLIT;
 }
 
-KVQ_BOTH code_place place_tiered(uint32_t bits, uint32_t head_dim, uint32_t token, uint32_t place) {
-    code_place at = place_code(true, tier_bits(bits, head_dim, place), 16, token, place % 16);
-    for (uint32_t first = 0; first < place / 16 * 16; first += 16)
-        at.word += 32 * tier_bits(bits, head_dim, first);
+/* Of these, codes of 2 and 4 bits are signs and magnitudes on the GPU. */
+KVQ_BOTH bool has_signs(uint32_t family, uint32_t bits) {
+    return (family == FAMILY_TURBO || family == FAMILY_SPLIT) && bits != 3;
+}
+
+/*
+ * A tile whose channels lie in an order of its own, cut into tiers of different widths. Each block of 16 places is a block
+ * j of a tile of its width, one after the other. Tiers of keys are quarters of the channels: where head_dim is not a
+ * multiple of 64, a block may be in several. Such a block has four places after the other, these bit by bit:
+ *
+ *   place p, token t, bit i     8 words of each bit; 16 bits for a lane's pair of places: half t % 8 * 2 + p % 4 / 2 of
+ *                               these, bit 8 (p % 2) + 4 (t % 16 / 8) + t / 16
+ */
+enum { N_TIERS = 3 };
+
+typedef struct tier {
+    uint32_t bits, first, end; /* places */
+} tier;
+
+/* bits: of the codec. Tier i; what has fewer of them ends with empty ones. */
+KVQ_BOTH tier tier_of(uint32_t family, uint32_t bits, uint32_t head_dim, uint32_t i) {
+    uint32_t quarter = head_dim / 4, n_wide = head_dim / 32 * 16;
+    tier t = {bits, i == 0 ? 0 : head_dim, head_dim};
+    if (family == FAMILY_TIER) {
+        t.bits = i == 0 ? 4 : bits + 1 - i;
+        t.first = i == 0 ? 0 : i == 1 ? quarter : (bits == 2 ? 2 : 3) * quarter;
+        t.end = i == 0 ? quarter : i == 1 ? (bits == 2 ? 2 : 3) * quarter : head_dim;
+    } else if (family == FAMILY_SPLIT) {
+        t.bits = i == 0 ? bits + 1 : bits;
+        t.first = i == 0 ? 0 : i == 1 ? n_wide : head_dim;
+        t.end = i == 0 ? n_wide : head_dim;
+    }
+    return t;
+}
+
+KVQ_BOTH uint32_t tier_bits(uint32_t family, uint32_t bits, uint32_t head_dim, uint32_t place) {
+    tier first = tier_of(family, bits, head_dim, 0), second = tier_of(family, bits, head_dim, 1);
+    return place < first.end ? first.bits : place < second.end ? second.bits : tier_of(family, bits, head_dim, 2).bits;
+}
+
+/* Words of the codes of the places before this one, a multiple of 4. */
+KVQ_BOTH uint32_t tier_word(uint32_t family, uint32_t bits, uint32_t head_dim, uint32_t place) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < N_TIERS; i++) {
+        tier t = tier_of(family, bits, head_dim, i);
+        n += 2 * t.bits * ((place < t.end ? place : t.end) - (place < t.first ? place : t.first));
+    }
+    return n;
+}
+
+KVQ_BOTH uint32_t code_words(uint32_t family, uint32_t bits, uint32_t head_dim) { /* of a tile */
+    return tier_word(family, bits, head_dim, head_dim);
+}
+
+/* Whether places of the block of 16 are in several tiers. */
+KVQ_BOTH bool is_mixed(uint32_t family, uint32_t bits, uint32_t head_dim, uint32_t place) {
+    uint32_t first = place / 16 * 16;
+    return tier_bits(family, bits, head_dim, first) != tier_bits(family, bits, head_dim, first + 15);
+}
+
+KVQ_BOTH code_place place_tiered(uint32_t bits, uint32_t head_dim, uint32_t token, uint32_t place) { /* FAMILY_TIER */
+    if (is_mixed(FAMILY_TIER, bits, head_dim, place)) {
+        uint32_t half = token % 8 * 2 + place % 4 / 2, bit = 8 * (place % 2) + 4 * (token % 16 / 8) + token / 16;
+        uint32_t word = tier_word(FAMILY_TIER, bits, head_dim, place / 4 * 4);
+        code_place at = {word + half / 2, half % 2 * 16 + bit, 8};
+        return at;
+    }
+    code_place at = place_code(true, tier_bits(FAMILY_TIER, bits, head_dim, place), 16, token, place % 16);
+    at.word += tier_word(FAMILY_TIER, bits, head_dim, place / 16 * 16);
+    return at;
+}
+
+KVQ_BOTH level_place place_split(bool is_k, uint32_t bits, uint32_t head_dim, uint32_t token, uint32_t place) {
+    level_place at = place_level(is_k, tier_bits(FAMILY_SPLIT, bits, head_dim, place), 16, token, place % 16);
+    uint32_t first = tier_word(FAMILY_SPLIT, bits, head_dim, place / 16 * 16);
+    at.word += first;
+    at.top_word += first;
     return at;
 }
 
@@ -195,22 +279,6 @@ KVQ_BOTH uint32_t place_half(bool is_k, uint32_t head_dim, uint32_t token, uint3
 }
 
 /* ---- scales ---- */
-
-enum codec_family {
-    FAMILY_F16,
-    FAMILY_KIVI,
-    FAMILY_BLOCKS,
-    FAMILY_KVARN,
-    FAMILY_TURBO, /* levels of a codebook, a scale per token */
-    FAMILY_NVFP4, /* e2m1 levels, an e4m3 scale per token and 16 channels, a float per tile */
-    FAMILY_FP8,   /* e4m3, a float per tile */
-    FAMILY_TIER,  /* K: place_tiered; a scale and a zero per place, a factor per token, the channel of each place */
-};
-
-/* Codes that index a table: place_level, not place_code. */
-KVQ_BOTH bool has_levels(uint32_t family) {
-    return family == FAMILY_TURBO || family == FAMILY_NVFP4;
-}
 
 /* Channels of a K tile, or tokens of a V tile, in the order in which a lane multiplies their scales into Q or P: (block of
  * 16, lane % 4, i / 8, i % 2), four of a lane together. */
@@ -231,7 +299,7 @@ KVQ_BOTH uint32_t n_groups_of(uint32_t n, uint32_t group) {
     return (n + group - 1) / group;
 }
 
-/* Half floats that follow the codes of a tile; of nvfp4 and of tiered tiles, all bytes that do. */
+/* Half floats that follow the codes of a tile; of nvfp4 and of tiles with tiers, all bytes that do. */
 KVQ_BOTH uint32_t meta_halfs(uint32_t family, bool is_k, uint32_t group, uint32_t head_dim) {
     uint32_t n = n_groups_of(is_k && family == FAMILY_KIVI ? TILE_TOKENS : head_dim, group);
     switch (family) {
@@ -246,6 +314,8 @@ KVQ_BOTH uint32_t meta_halfs(uint32_t family, bool is_k, uint32_t group, uint32_
         return 2;
     case FAMILY_TIER:
         return 2 * head_dim + TILE_TOKENS + head_dim / 2;
+    case FAMILY_SPLIT:
+        return 2 * TILE_TOKENS + head_dim / 16;
     case FAMILY_KVARN:
         return is_k ? 2 * head_dim + TILE_TOKENS : 2 * TILE_TOKENS + head_dim;
     default:
@@ -264,8 +334,9 @@ KVQ_BOTH uint32_t nvfp4_scale_place(bool is_k, uint32_t i) {
 }
 
 /*
- * Where half i after the codes of the canonical tile lies on the GPU. Not for nvfp4. Behind the halves of a tiered tile
- * place i has byte col_order(i), which is col_order of its channel.
+ * Where half i after the codes of the canonical tile lies on the GPU. Not for nvfp4. Behind the halves of tiered keys place
+ * i has byte col_order(i), which is col_order of its channel; behind the scales of FAMILY_SPLIT's two tiers a tile has its
+ * mask as it is.
  *
  *   scale, zero of K's channels     (channel block, lane % 4, 4 or 8 pairs of halves): so that a lane's zeros lie as a
  *                                   fragment that has group 0 in rows 0-7 and group 1 in rows 8-15, with one group
@@ -276,9 +347,11 @@ KVQ_BOTH uint32_t nvfp4_scale_place(bool is_k, uint32_t i) {
  *   scale of V's channels           (channel block, row % 8, row / 8)
  */
 KVQ_BOTH uint32_t meta_place(uint32_t family, bool is_k, uint32_t group, uint32_t head_dim, uint32_t i) {
-    uint32_t n_cols = is_k ? head_dim : TILE_TOKENS; /* scales of a group */
-    if (family == FAMILY_FP8)
+    uint32_t n_cols = is_k ? head_dim : TILE_TOKENS;                             /* scales of a group */
+    uint32_t first = family == FAMILY_SPLIT ? i / TILE_TOKENS * TILE_TOKENS : 0; /* of a tier */
+    if (family == FAMILY_FP8 || first == 2 * TILE_TOKENS)
         return i;
+    i -= first;
     bool one_group = family == FAMILY_KVARN || family == FAMILY_TIER;
     if (one_group && i >= 2 * n_cols) { /* the factor of a row */
         uint32_t row = i - 2 * n_cols;
@@ -293,9 +366,9 @@ KVQ_BOTH uint32_t meta_place(uint32_t family, bool is_k, uint32_t group, uint32_
     }
     if (is_k) {
         at = i % TILE_TOKENS, g = i / TILE_TOKENS;
-        return ((at / 16 * 8 + at % 8) * n + g) * 2 + at % 16 / 8;
+        return first + ((at / 16 * 8 + at % 8) * n + g) * 2 + at % 16 / 8;
     }
-    return (is_zero * n + g) * TILE_TOKENS + token_order(at);
+    return first + (is_zero * n + g) * TILE_TOKENS + token_order(at);
 }
 
 #endif

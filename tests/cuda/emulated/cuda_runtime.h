@@ -99,6 +99,9 @@ static inline void __threadfence() {}
 
 /* ---- arithmetic ---- */
 
+static inline int __popc(unsigned x) {
+    return __builtin_popcount(x);
+}
 template <typename T> static inline T __ldg(const T *p) {
     return *p;
 }
