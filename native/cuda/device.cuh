@@ -84,12 +84,12 @@ template <int PER_LANE> __device__ __forceinline__ void hadamard_lanes(float (&x
 /* The same of a column that lies in the eight lanes with the same lane % 4, element 8 i + lane / 4 in x[i]. */
 template <int N_X> __device__ __forceinline__ void hadamard_rows(float (&x)[N_X], int lane, int n) {
 #pragma unroll
-    for (int stride = 1; stride < 8; stride *= 2)
+    for (int stride = 1; stride < 8; stride *= 2) {
+        float sign = lane / 4 & stride ? -1.0f : 1.0f;
 #pragma unroll
-        for (int i = 0; i < N_X; i++) {
-            float other = __shfl_xor_sync(~0u, x[i], 4 * stride);
-            x[i] = lane / 4 & stride ? other - x[i] : x[i] + other;
-        }
+        for (int i = 0; i < N_X; i++)
+            x[i] = x[i] * sign + __shfl_xor_sync(~0u, x[i], 4 * stride);
+    }
 #pragma unroll
     for (int stride = 1; stride < n / 8; stride *= 2)
 #pragma unroll

@@ -77,7 +77,7 @@ def test_products_with_weights(emulated_build: Path, cublas: bool) -> None:
     assert " 0 failed" in _run(emulated_build, "product", cublas=cublas)
 
 
-@pytest.mark.parametrize("kv", ["f16", "q8_0", "kivi2", "turbo3", "nvfp4"])
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "kivi2", "turbo3", "turbo2.5", "nvfp4"])
 def test_logits_are_those_of_the_cpu(emulated_build: Path, tiny_llama: Path, kv: str) -> None:
     assert _run(emulated_build, "compare", tiny_llama, kv).startswith("ok")
 

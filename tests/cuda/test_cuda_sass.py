@@ -33,6 +33,8 @@ BUDGETS = {
     ("FP8", "FP8"): 4.5,
     ("TIER_2", "NORMED_2"): 3.5,
     ("TIER_3", "NORMED_3"): 3.8,
+    ("SPLIT_2", "SPLIT_2"): 5.8,
+    ("SPLIT_3", "SPLIT_3"): 6.4,
 }
 
 

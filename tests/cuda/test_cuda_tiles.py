@@ -56,6 +56,41 @@ static int check_levels(bool is_k, uint32_t bits, uint32_t head_dim) {
     return 0;
 }
 
+/* The same of tiles of several widths; bits: of the type. */
+static void put_tiered(bool is_k, uint32_t family, uint32_t bits, uint32_t head_dim, uint32_t i, uint32_t *words,
+                       uint32_t code) {
+    if (family == FAMILY_TIER)
+        put_code(words, place_tiered(bits, head_dim, i / head_dim, i % head_dim), code);
+    else
+        put_level(words, place_split(is_k, bits, head_dim, i / head_dim, i % head_dim), code);
+}
+
+static int check_tiers(bool is_k, uint32_t family, uint32_t bits, uint32_t head_dim) {
+    uint32_t n_words = code_words(family, bits, head_dim), n_bits = 0;
+    uint32_t *words = calloc(n_words, 4);
+    unsigned char *codes = malloc(64 * head_dim);
+    for (uint32_t i = 0; i < 64 * head_dim; i++) {
+        uint32_t width = tier_bits(family, bits, head_dim, i % head_dim);
+        codes[i] = (unsigned char)(rand() >> 7 & ((1u << width) - 1));
+        put_tiered(is_k, family, bits, head_dim, i, words, codes[i]);
+        n_bits += width;
+    }
+    for (uint32_t i = 0; i < 64 * head_dim; i++) {
+        uint32_t t = i / head_dim, place = i % head_dim, width = tier_bits(family, bits, head_dim, place);
+        uint32_t code = family == FAMILY_TIER ? get_code(words, place_tiered(bits, head_dim, t, place), width)
+                                              : get_level(words, place_split(is_k, bits, head_dim, t, place), width);
+        if (code != codes[i])
+            return 1;
+    }
+    memset(words, 0, n_words * 4);
+    for (uint32_t i = 0; i < 64 * head_dim; i++)
+        put_tiered(is_k, family, bits, head_dim, i, words, (1u << tier_bits(family, bits, head_dim, i % head_dim)) - 1);
+    for (uint32_t i = 0; i < n_words; i++)
+        if (words[i] != ~0u)
+            return 2;
+    return n_bits != 32 * n_words;
+}
+
 static int check_nvfp4_scales(bool is_k, uint32_t head_dim) {
     uint32_t n = head_dim / 16 * 64;
     char *seen = calloc(n, 1);
@@ -80,7 +115,8 @@ static int check_meta(uint32_t family, bool is_k, uint32_t group, uint32_t head_
 int main(void) {
     static const uint32_t widths[] = {2, 3, 4, 8};
     static const uint32_t groups[][2] = {
-        {FAMILY_KIVI, 32}, {FAMILY_KIVI, 64}, {FAMILY_BLOCKS, 32}, {FAMILY_KVARN, 64}, {FAMILY_TURBO, 256}};
+        {FAMILY_KIVI, 32},  {FAMILY_KIVI, 64},   {FAMILY_BLOCKS, 32},
+        {FAMILY_KVARN, 64}, {FAMILY_TURBO, 256}, {FAMILY_SPLIT, 256}};
     int n = 0;
     for (uint32_t head_dim = 16; head_dim <= 256; head_dim += 16)
         for (int is_k = 0; is_k < 2; is_k++) {
@@ -94,13 +130,19 @@ int main(void) {
                     printf("levels: side %d, %u bits, head_dim %u\n", is_k, bits, head_dim);
                     return 1;
                 }
+            for (uint32_t bits = 2; bits <= 3; bits++, n++)
+                if ((is_k && check_tiers(is_k, FAMILY_TIER, bits, head_dim)) ||
+                    (head_dim >= 32 && check_tiers(is_k, FAMILY_SPLIT, bits, head_dim))) {
+                    printf("tiers: side %d, %u bits, head_dim %u\n", is_k, bits, head_dim);
+                    return 1;
+                }
             if (check_nvfp4_scales(is_k, head_dim))
                 return 1;
             char *seen = calloc(64 * head_dim, 1);
             for (uint32_t i = 0; i < 64 * head_dim; i++)
                 if (seen[place_half(is_k, head_dim, i / head_dim, i % head_dim)]++)
                     return 1;
-            for (int i = 0; i < 5; i++, n++)
+            for (int i = 0; i < 6; i++, n++)
                 if (check_meta(groups[i][0], is_k, groups[i][1], head_dim)) {
                     printf("scales: side %d, family %u, head_dim %u\n", is_k, groups[i][0], head_dim);
                     return 1;
@@ -126,4 +168,4 @@ def test_tile_order_is_a_bijection(tmp_path: Path) -> None:
     subprocess.run([*command, "-o", tmp_path / "tiles"], check=True)
     done = subprocess.run([tmp_path / "tiles"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert int(done.stdout) == 16 * 2 * 12
+    assert int(done.stdout) == 16 * 2 * 15
