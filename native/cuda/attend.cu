@@ -20,8 +20,8 @@
     X(CHANNEL_2_G64)                                                                                                       \
     X(NORMED_2)                                                                                                            \
     X(NORMED_3)                                                                                                            \
-    X(NORMED_4) X(TOKEN_4) X(TOKEN_8) X(TURBO_2) X(TURBO_3) X(TURBO_4) X(NVFP4) X(FP8) X(TIER_2) X(TIER_3) X(SPLIT_2)      \
-        X(SPLIT_3)
+    X(NORMED_4)                                                                                                            \
+    X(TOKEN_4) X(TOKEN_8) X(TURBO_2) X(TURBO_3) X(TURBO_4) X(NVFP4) X(FP8) X(TIER_2) X(TIER_3) X(SPLIT_2) X(SPLIT_3)
 #define EACH_V_PATH(X)                                                                                                     \
     X(F16)                                                                                                                 \
     X(AFFINE_2)                                                                                                            \
@@ -41,8 +41,8 @@
     X(TOKEN_8, TOKEN_8)                                                                                                    \
     X(TURBO_2, TURBO_2)                                                                                                    \
     X(TURBO_3, TURBO_3)                                                                                                    \
-    X(TURBO_4, TURBO_4) X(NVFP4, NVFP4) X(FP8, FP8) X(TIER_2, NORMED_2) X(TIER_3, NORMED_3) X(SPLIT_2, SPLIT_2)            \
-        X(SPLIT_3, SPLIT_3)
+    X(TURBO_4, TURBO_4)                                                                                                    \
+    X(NVFP4, NVFP4) X(FP8, FP8) X(TIER_2, NORMED_2) X(TIER_3, NORMED_3) X(SPLIT_2, SPLIT_2) X(SPLIT_3, SPLIT_3)
 
 namespace {
 
