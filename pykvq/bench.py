@@ -76,64 +76,95 @@ def bench(
         PykvqError: the engine cannot be made, or a step failed.
     """
     ctx = max(test.depths) + max(test.n_prompt, test.n_gen)
-    rng = random.Random(test.seed)
     n_done, n_total = 0, len(test.depths) * len(test.kinds) * test.repeats
-    options = {**options, "ctx": ctx, "seqs": test.n_seqs, "batch": batch}
-    with Engine(model, **options) as engine:
-        batch = engine.plan.n_batch
-        sequences = [engine.sequence() for _ in range(test.n_seqs)]
-
-        def feed(targets: list[Timeline], n_tokens: int, at_once: int) -> float:
-            """Seconds for so many random tokens of each sequence."""
-            tokens = [[rng.randrange(model.info.n_vocab) for _ in range(n_tokens)] for _ in targets]
-            begin = time.perf_counter()
-            for i in range(0, n_tokens, at_once):
-                for target, new in zip(targets, tokens, strict=True):
-                    target.push(new[i : i + at_once])
-                _step(engine, targets)
-            return time.perf_counter() - begin
-
-        for targets, n_tokens, at_once in ((sequences, min(64, ctx), 1), (sequences[:1], test.n_prompt, batch)):
-            feed(targets, n_tokens, at_once)  # warms up: kernels are loaded, products of this shape chosen
-            for target in targets:
-                target.rewind(0)
+    with Engine(model, **{**options, "ctx": ctx, "seqs": test.n_seqs, "batch": batch}) as engine:
+        runner = _Runner(engine, test)
+        runner.warm_up()
         for depth in test.depths:
-            feed(sequences, depth - len(sequences[0]), batch)
+            runner.feed(runner.sequences, depth - len(runner.sequences[0]), is_prompt=True)
             for n_tokens, is_prompt in test.kinds:
-                targets = sequences[:1] if is_prompt else sequences
-                kv_bytes = sum(target.n_kv_bytes for target in targets)
+                n_kv_bytes = sum(target.n_kv_bytes for target in runner.targets(is_prompt))
                 seconds: list[float] = []
                 for _ in range(test.repeats):
-                    seconds.append(feed(targets, n_tokens, batch if is_prompt else 1))
-                    for target in targets:
-                        target.rewind(depth)
-                    _step(engine, targets)
+                    seconds.append(runner.measure(n_tokens, is_prompt=is_prompt))
                     n_done += 1
                     if progress:
                         progress(n_done, n_total)
-                n_steps = -(-n_tokens // batch) if is_prompt else n_tokens
-                n_fed = n_tokens * len(targets)
-                bytes_moved = n_steps * (_weight_bytes(model) + kv_bytes) / n_fed
-                rates = [n_fed / s for s in seconds]
-                yield {
-                    "n_prompt": n_tokens if is_prompt else 0,
-                    "n_gen": 0 if is_prompt else n_tokens,
-                    "n_depth": depth,
-                    "n_seqs": len(targets),
-                    "n_batch": batch,
-                    "n_threads": engine.plan.n_threads,
-                    "samples_ns": [round(s * 1e9) for s in seconds],
-                    "samples_ts": rates,
-                    "median_ts": statistics.median(rates),
-                    "min_ts": min(rates),
-                    "max_ts": max(rates),
-                    "bytes_per_token": bytes_moved,
-                    "bandwidth": bandwidth,
-                    "bandwidth_fraction": bandwidth and statistics.median(rates) * bytes_moved / bandwidth,
-                    "n_kv_bytes": kv_bytes,
-                    "n_kv_pool_bytes": engine.plan.n_kv_bytes,
-                    "bits_per_element": engine.plan.kv_bits_per_element,
-                }
+                yield runner.row(n_tokens, seconds, n_kv_bytes, bandwidth, is_prompt=is_prompt)
+
+
+class _Runner:
+    """The sequences of a test on an engine, all of the same depth."""
+
+    def __init__(self, engine: Engine, test: Test) -> None:
+        self._engine, self._test = engine, test
+        self._rng = random.Random(test.seed)
+        self.sequences = [engine.sequence() for _ in range(test.n_seqs)]
+
+    def feed(self, targets: list[Timeline], n_tokens: int, *, is_prompt: bool) -> float:
+        """Seconds for so many random tokens of each sequence, in steps as large as possible, or one by one."""
+        n_vocab, at_once = self._engine.model.info.n_vocab, self._engine.plan.n_batch if is_prompt else 1
+        tokens = [[self._rng.randrange(n_vocab) for _ in range(n_tokens)] for _ in targets]
+        begin = time.perf_counter()
+        for i in range(0, n_tokens, at_once):
+            for target, new in zip(targets, tokens, strict=True):
+                target.push(new[i : i + at_once])
+            self._step(targets)
+        return time.perf_counter() - begin
+
+    def warm_up(self) -> None:
+        """Load kernels, choose products of the test's shapes."""
+        n_few = min(64, self._engine.plan.n_ctx)
+        for n_tokens, is_prompt in ((n_few, False), (self._test.n_prompt, True)):
+            self.feed(self.targets(is_prompt), n_tokens, is_prompt=is_prompt)
+            for sequence in self.sequences:
+                sequence.rewind(0)
+
+    def measure(self, n_tokens: int, *, is_prompt: bool) -> float:
+        """Seconds for so many tokens, which are taken back."""
+        targets, depth = self.targets(is_prompt), len(self.sequences[0])
+        seconds = self.feed(targets, n_tokens, is_prompt=is_prompt)
+        for target in targets:
+            target.rewind(depth)
+        self._step(targets)
+        return seconds
+
+    def row(
+        self, n_tokens: int, seconds: list[float], n_kv_bytes: int, bandwidth: float | None, *, is_prompt: bool
+    ) -> Row:
+        """What was measured at this depth, with a cache of so many bytes."""
+        plan, targets = self._engine.plan, self.targets(is_prompt)
+        n_steps = -(-n_tokens // plan.n_batch) if is_prompt else n_tokens
+        n_fed = n_tokens * len(targets)
+        bytes_moved = n_steps * (_weight_bytes(self._engine.model) + n_kv_bytes) / n_fed
+        rates = [n_fed / s for s in seconds]
+        return {
+            "n_prompt": n_tokens if is_prompt else 0,
+            "n_gen": 0 if is_prompt else n_tokens,
+            "n_depth": len(self.sequences[0]),
+            "n_seqs": len(targets),
+            "n_batch": plan.n_batch,
+            "n_threads": plan.n_threads,
+            "samples_ns": [round(s * 1e9) for s in seconds],
+            "samples_ts": rates,
+            "median_ts": statistics.median(rates),
+            "min_ts": min(rates),
+            "max_ts": max(rates),
+            "bytes_per_token": bytes_moved,
+            "bandwidth": bandwidth,
+            "bandwidth_fraction": bandwidth and statistics.median(rates) * bytes_moved / bandwidth,
+            "n_kv_bytes": n_kv_bytes,
+            "n_kv_pool_bytes": plan.n_kv_bytes,
+            "bits_per_element": plan.kv_bits_per_element,
+        }
+
+    def targets(self, is_prompt: bool) -> list[Timeline]:
+        """Prompts run alone, decodes together."""
+        return self.sequences[:1] if is_prompt else self.sequences
+
+    def _step(self, targets: list[Timeline]) -> None:
+        while any(sequence.n_pending for sequence in targets):
+            self._engine.step([sequence for sequence in targets if sequence.n_pending])
 
 
 class Sweep:
@@ -202,11 +233,6 @@ class Sweep:
         if self._bandwidth is None:
             self._bandwidth = measure_bandwidth(self._options.get("threads") or os.cpu_count() or 1)
         return self._bandwidth
-
-
-def _step(engine: Engine, sequences: list[Timeline]) -> None:
-    while any(sequence.n_pending for sequence in sequences):
-        engine.step([sequence for sequence in sequences if sequence.n_pending])
 
 
 def _weight_bytes(model: Model) -> int:
