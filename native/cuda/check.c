@@ -1,11 +1,12 @@
 /*
  * Checks and times the CUDA backend on a machine with a GPU; built as kvq_cuda_check beside the library.
  *
- *   kvq_cuda_check kv [HEAD_DIM]         encoded bytes against the codecs, attention against float64 over the decoded tiles
+ *   kvq_cuda_check kv [HEAD_DIM [KV]]    encoded bytes against the codecs, attention against float64 over the decoded tiles
  *   kvq_cuda_check product [time]        products with weights of every kind against float64; their time
- *   kvq_cuda_check linear [TYPE]         time of products of few rows over weights that no cache holds
+ *   kvq_cuda_check linear [TYPE [LAST]]  time of products of few rows over weights that no cache holds; LAST: of the last
+ *                                        matrix of a product
  *   kvq_cuda_check attend [KV]           time per layer of decode attention, every KV type
- *   kvq_cuda_check prefill [KV]          the same of 16 to 2048 tokens at several depths
+ *   kvq_cuda_check prefill [KV [HEAD_DIM]]        the same of 16 to 2048 tokens at several depths
  *   kvq_cuda_check model FILE KV N_SEQ DEPTH...   tokens per second of decode steps at these depths
  *   kvq_cuda_check compare FILE KV                logits against the cpu without rounding of activations
  *
@@ -454,20 +455,20 @@ typedef struct timing {
 } timing;
 
 /* n_q tokens on top of n_kv - n_q cached ones, in each of n_seq sequences. */
-static timing time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_q, uint32_t n_seq, uint32_t group,
-                          uint32_t n_layers) {
-    enum { MAX_LAYERS = 32, HD = 128, HEADS = 8 };
+static timing time_attend(const kvq_kv_type *type, uint32_t head_dim, uint32_t n_kv, uint32_t n_q, uint32_t n_seq,
+                          uint32_t group, uint32_t n_layers) {
+    enum { MAX_LAYERS = 32, HEADS = 8 };
     uint32_t n_tiles = (n_kv + 63) / 64, n_raw_seq = 1 + (n_q + 63) / 64;
     if (type->tail == UINT32_MAX || n_raw_seq > n_tiles)
         n_raw_seq = n_tiles;
     uint32_t n_coded_seq = n_tiles - n_raw_seq, n_rows = n_seq * n_q;
-    kvq_backend *be = open_cache(HD, 2048, n_seq, n_tiles, 64);
+    kvq_backend *be = open_cache(head_dim, 2048, n_seq, n_tiles, 64);
     size_t layer_bytes = 0;
     kvq_kv_layer layers[MAX_LAYERS];
     uint32_t n_distinct = 0;
     for (; n_distinct < n_layers && (n_distinct < 2 || n_distinct * layer_bytes < (size_t)6 << 30); n_distinct++) {
-        layers[n_distinct] = make_layer(be, type->k, type->v, HEADS, HD, n_raw_seq * n_seq, n_coded_seq * n_seq + 1);
-        layer_bytes = ((size_t)n_raw_seq * 4 * HD * KVQ_TILE +
+        layers[n_distinct] = make_layer(be, type->k, type->v, HEADS, head_dim, n_raw_seq * n_seq, n_coded_seq * n_seq + 1);
+        layer_bytes = ((size_t)n_raw_seq * 4 * head_dim * KVQ_TILE +
                        n_coded_seq * (layers[0].k_tile_bytes + layers[0].v_tile_bytes)) *
                       HEADS * n_seq;
     }
@@ -493,19 +494,20 @@ static timing time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_q, 
                        .positions = positions,
                        .spans = spans,
                        .logit_rows = rows};
-    size_t n_query = (size_t)n_rows * HEADS * group * HD;
+    size_t n_query = (size_t)n_rows * HEADS * group * head_dim;
     float *q = malloc(n_query * 4), *dq = device(be, n_query * 4), *d_o = device(be, n_query * 4);
     for (size_t i = 0; i < n_query; i++)
         q[i] = normal();
     TRY(be->ops->copy(be, dq, q, n_query * 4));
+    float scale = 1.0f / sqrtf((float)head_dim);
     double best = 1e9;
     for (int turn = 0; turn < (n_q > 16 ? 5 : 12); turn++) {
         double start = seconds();
         TRY(be->ops->step_begin(be, &batch));
         for (uint32_t i = 0; i < n_layers; i++)
-            be->ops->attend(
-                be, &(kvq_attention){
-                        .n_head = HEADS * group, .q = dq, .o = d_o, .scale = 0.088f, .kv = &layers[i % n_distinct]});
+            be->ops->attend(be,
+                            &(kvq_attention){
+                                .n_head = HEADS * group, .q = dq, .o = d_o, .scale = scale, .kv = &layers[i % n_distinct]});
         TRY(be->ops->step_end(be, true));
         double elapsed = seconds() - start;
         best = turn > 1 && elapsed < best ? elapsed : best;
@@ -516,11 +518,11 @@ static timing time_attend(const kvq_kv_type *type, uint32_t n_kv, uint32_t n_q, 
     be->ops->free(be, dq, 0), be->ops->free(be, d_o, 0);
     be->ops->destroy(be);
     return (timing){best / n_layers * 1e6, (double)layer_bytes * n_layers / best * 1e-12,
-                    seen * 4 * HD * HEADS * group * n_layers / best * 1e-12};
+                    seen * 4 * head_dim * HEADS * group * n_layers / best * 1e-12};
 }
 
-static bool runs_type(const kvq_kv_type *type, const char *only) {
-    return supported(type, 128) && (only == NULL || strcmp(only, type->name) == 0);
+static bool runs_type(const kvq_kv_type *type, uint32_t head_dim, const char *only) {
+    return supported(type, head_dim) && (only == NULL || strcmp(only, type->name) == 0);
 }
 
 static int time_all(int argc, char **argv) {
@@ -530,9 +532,9 @@ static int time_all(int argc, char **argv) {
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
         for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
             const kvq_kv_type *type = kvq_kv_type_at(i);
-            if (!runs_type(type, argc > 2 ? argv[2] : NULL))
+            if (!runs_type(type, 128, argc > 2 ? argv[2] : NULL))
                 continue;
-            timing t = time_attend(type, shapes[s].n_kv, 1, shapes[s].n_seq, shapes[s].group, 32);
+            timing t = time_attend(type, 128, shapes[s].n_kv, 1, shapes[s].n_seq, shapes[s].group, 32);
             printf("{\"kv\": \"%s\", \"n_kv\": %u, \"n_seq\": %u, \"group\": %u, \"us_per_layer\": %.1f, "
                    "\"terabytes_per_second\": %.2f}\n",
                    type->name, shapes[s].n_kv, shapes[s].n_seq, shapes[s].group, t.us_per_layer, t.terabytes_per_second);
@@ -543,13 +545,15 @@ static int time_all(int argc, char **argv) {
 
 static int time_prefill(int argc, char **argv) {
     static const uint32_t depths[] = {0, 8192, 32768, 131072}, lengths[] = {16, 64, 512, 2048};
+    uint32_t head_dim = argc > 3 ? (uint32_t)atoi(argv[3]) : 128;
     for (uint32_t i = 0; i < kvq_kv_type_count(); i++) {
         const kvq_kv_type *type = kvq_kv_type_at(i);
-        for (int n = 0; runs_type(type, argc > 2 ? argv[2] : NULL) && n < 16; n++) {
+        for (int n = 0; runs_type(type, head_dim, argc > 2 ? argv[2] : NULL) && n < 16; n++) {
             uint32_t depth = depths[n / 4], n_q = lengths[n % 4];
-            timing t = time_attend(type, depth + n_q, n_q, 1, 4, 8);
-            printf("{\"kv\": \"%s\", \"depth\": %u, \"n_tokens\": %u, \"us_per_layer\": %.1f, \"teraflops\": %.1f}\n",
-                   type->name, depth, n_q, t.us_per_layer, t.teraflops);
+            timing t = time_attend(type, head_dim, depth + n_q, n_q, 1, 4, 8);
+            printf("{\"kv\": \"%s\", \"head_dim\": %u, \"depth\": %u, \"n_tokens\": %u, \"us_per_layer\": %.1f, "
+                   "\"teraflops\": %.1f}\n",
+                   type->name, head_dim, depth, n_q, t.us_per_layer, t.teraflops);
             fflush(stdout);
         }
     }
@@ -715,7 +719,7 @@ int main(int argc, char **argv) {
     if (argc >= 2 && strcmp(argv[1], "product") == 0)
         return argc > 2 ? time_products() : check_products();
     if (argc >= 2 && strcmp(argv[1], "linear") == 0)
-        return time_few_rows(argc > 2 ? argv[2] : NULL);
+        return time_few_rows(argc > 2 ? argv[2] : NULL, argc > 3 ? argv[3] : NULL);
     if (argc >= 2 && strcmp(argv[1], "attend") == 0)
         return time_all(argc, argv);
     if (argc >= 2 && strcmp(argv[1], "prefill") == 0)
@@ -724,8 +728,7 @@ int main(int argc, char **argv) {
         return time_model(argc, argv);
     if (argc == 4 && strcmp(argv[1], "compare") == 0)
         return compare_model(argc, argv);
-    fprintf(stderr,
-            "usage: kvq_cuda_check kv [HEAD_DIM [KV]] | product [time] | linear [TYPE] | attend [KV] | prefill [KV] | "
-            "model FILE KV N_SEQ DEPTH... | compare FILE KV\n");
+    fprintf(stderr, "usage: kvq_cuda_check kv [HEAD_DIM [KV]] | product [time] | linear [TYPE [LAST]] | attend [KV] | "
+                    "prefill [KV [HEAD_DIM]] | model FILE KV N_SEQ DEPTH... | compare FILE KV\n");
     return 2;
 }

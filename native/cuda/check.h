@@ -22,6 +22,7 @@ kvq_backend *open_backend(const kvq_backend_limits *limits); /* or the end, with
 /* check_product.c */
 int check_products(void);
 int time_products(void);
-int time_few_rows(const char *type); /* NULL: all, 1 and 32 rows */
+int time_few_rows(const char *type,
+                  const char *last); /* type NULL: all, 1 and 32 rows; last: of the last matrix, or NULL */
 
 #endif

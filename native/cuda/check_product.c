@@ -173,6 +173,31 @@ static void check_project(kvq_backend *be, uint32_t type, uint32_t n_rows, uint3
     free(weights), free(before);
 }
 
+/* Three matrices of any types from one x, as queries, keys and values; the second has a bias. */
+static void check_mixed(kvq_backend *be, const uint32_t type[3], uint32_t n_rows, uint32_t n_in) {
+    static const uint32_t n_out[3] = {336, 48, 133};
+    kvq_weight w[3], bias = make_vector(be, n_out[1]);
+    floats x = make_floats(be, (size_t)n_rows * n_in), y[3];
+    for (int i = 0; i < 3; i++) {
+        w[i] = make_weight(be, type[i], n_in, n_out[i]);
+        y[i] = make_floats(be, (size_t)n_rows * n_out[i]);
+    }
+    begin(be, n_rows);
+    be->ops->project(be, x.device, n_rows, 3, (const kvq_weight *[]){&w[0], &w[1], &w[2]},
+                     (const kvq_weight *[]){NULL, &bias, NULL}, false, (float *[]){y[0].device, y[1].device, y[2].device});
+    TRY(be->ops->step_end(be, true));
+    for (int i = 0; i < 3; i++) {
+        float *weights = dequantized(&w[i]);
+        TRY(be->ops->copy(be, y[i].host, y[i].device, y[i].n * sizeof(float)));
+        product p = {weights, x.host, i == 1 ? (const float *)bias.data : NULL, NULL, n_in, n_out[i]};
+        report("mixed", types[type[i]].name, n_rows, n_in, n_out[i],
+               error_of(y[i].host, n_rows, n_out[i], 1, product_reference, &p), 1e-3);
+        drop_weight(be, &w[i]), drop_floats(be, &y[i]);
+        free(weights);
+    }
+    drop_weight(be, &bias), drop_floats(be, &x);
+}
+
 /* norm, gated, project: what they leave in between is looked at too. */
 static void check_feed_forward(kvq_backend *be, uint32_t type, uint32_t up_type, uint32_t n_rows, uint32_t n_in,
                                uint32_t n_ff, kvq_activation activation) {
@@ -230,6 +255,10 @@ int check_products(void) {
             if (block < 64) /* a step that is not whole, a quad that is not whole */
                 check_project(be, type, rows[i], 3 * 32, 48, 1);
             check_feed_forward(be, type, i % 3 == 0 ? other : type, rows[i], 256, 512, i % 2 ? KVQ_SILU : KVQ_GELU_TANH);
+        }
+        for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i += 3) {
+            check_mixed(be, (const uint32_t[]){type, type, other}, rows[i], 512);
+            check_mixed(be, (const uint32_t[]){type, other, type}, rows[i], 768);
         }
         check_project(be, type, 1, 768, 1100, 1);                    /* many rows of weights for each block */
         check_feed_forward(be, type, type, 1, 2304, 512, KVQ_SILU);  /* more columns than a ring holds */
@@ -313,13 +342,14 @@ typedef struct shape {
     uint32_t n_in, n_out[3], n; /* gated if n is 2 */
 } shape;
 
-/* Microseconds of one launch, of many in a row as in a step, over at least 400 MB of weights. */
-static double time_shape(kvq_backend *be, uint32_t type, const shape *s, uint32_t n_rows, size_t *n_bytes) {
+/* Microseconds of one launch, of many in a row as in a step, over at least 400 MB of weights. last: type of the last matrix
+ */
+static double time_shape(kvq_backend *be, uint32_t type, uint32_t last, const shape *s, uint32_t n_rows, size_t *n_bytes) {
     enum { LAUNCHES = 64, MOST = 64 };
     static kvq_weight w[MOST][3];
     *n_bytes = 0;
     for (uint32_t i = 0; i < s->n; i++) {
-        w[0][i] = make_weight(be, type, s->n_in, s->n_out[i]);
+        w[0][i] = make_weight(be, i + 1 < s->n ? type : last, s->n_in, s->n_out[i]);
         *n_bytes += kvq_weight_row_bytes(&w[0][i]) * s->n_out[i];
     }
     uint32_t n_distinct = (uint32_t)(400000000 / *n_bytes) + 2;
@@ -360,7 +390,34 @@ static double time_shape(kvq_backend *be, uint32_t type, const shape *s, uint32_
     return best / LAUNCHES * 1e6;
 }
 
-int time_few_rows(const char *only) {
+static uint32_t index_of_type(const char *name) {
+    for (uint32_t type = 0; type < N_TYPES; type++)
+        if (strcmp(types[type].name, name) == 0)
+            return type;
+    die(name);
+    return 0;
+}
+
+static void time_rows(uint32_t type, uint32_t last, const shape *s, uint32_t n_rows) {
+    kvq_backend *be = open_backend(&(kvq_backend_limits){.n_threads = 1,
+                                                         .n_batch = MOST_ROWS,
+                                                         .n_seq = MOST_ROWS,
+                                                         .n_tiles = 1,
+                                                         .max_n_in = MAX_N_IN,
+                                                         .max_n_ff = MAX_N_FF,
+                                                         .max_n_head = 1,
+                                                         .max_head_dim = 64,
+                                                         .max_head_group = 1});
+    size_t n_bytes;
+    double us = time_shape(be, type, last, s, n_rows, &n_bytes);
+    be->ops->destroy(be);
+    printf("{\"weights\": \"%s%s%s\", \"shape\": \"%s\", \"rows\": %u, \"us\": %.2f, \"terabytes_per_second\": %.2f}\n",
+           types[type].name, last != type ? "+" : "", last != type ? types[last].name : "", s->name, n_rows, us,
+           (double)n_bytes / us * 1e-6);
+    fflush(stdout);
+}
+
+int time_few_rows(const char *only, const char *last) {
     static const shape shapes[] = {{"qkv", 4096, {4096, 1024, 1024}, 3},
                                    {"output", 4096, {4096}, 1},
                                    {"gate_up", 4096, {14336, 14336}, 2},
@@ -368,25 +425,8 @@ int time_few_rows(const char *only) {
     static const uint32_t rows[] = {1, 2, 8, 16, 32, 64};
     for (uint32_t type = 0; type < 7; type++)
         for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
-            for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
-                if (only != NULL ? strcmp(only, types[type].name) != 0 : rows[r] != 1 && rows[r] != 32)
-                    continue;
-                kvq_backend *be = open_backend(&(kvq_backend_limits){.n_threads = 1,
-                                                                     .n_batch = MOST_ROWS,
-                                                                     .n_seq = MOST_ROWS,
-                                                                     .n_tiles = 1,
-                                                                     .max_n_in = MAX_N_IN,
-                                                                     .max_n_ff = MAX_N_FF,
-                                                                     .max_n_head = 1,
-                                                                     .max_head_dim = 64,
-                                                                     .max_head_group = 1});
-                size_t n_bytes;
-                double us = time_shape(be, type, &shapes[s], rows[r], &n_bytes);
-                be->ops->destroy(be);
-                printf("{\"weights\": \"%s\", \"shape\": \"%s\", \"rows\": %u, \"us\": %.2f, "
-                       "\"terabytes_per_second\": %.2f}\n",
-                       types[type].name, shapes[s].name, rows[r], us, (double)n_bytes / us * 1e-6);
-                fflush(stdout);
-            }
+            for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++)
+                if (only != NULL ? strcmp(only, types[type].name) == 0 : rows[r] == 1 || rows[r] == 32)
+                    time_rows(type, last != NULL ? index_of_type(last) : type, &shapes[s], rows[r]);
     return 0;
 }

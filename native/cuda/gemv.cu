@@ -5,6 +5,9 @@
  * warp keeps a ring of quads in shared memory filled by asynchronous copies, which start before the kernel in front of this
  * one is done: weights depend on nothing. So a small matrix is on its way when its input comes.
  *
+ * A kernel for each kind, and one for launches with several: there a block works on matrices of one kind, of gated ones
+ * each half of its warps.
+ *
  * Columns of B are groups of 32 columns of w, not tokens: the product of group g's codes with x lies in column g of C, and
  * a lane ends up with the two groups whose scales only it has to look at. 4 bits cost 1.5 instructions per weight of
  * the 4.4 there is time for.
@@ -17,9 +20,14 @@ constexpr int N_WARPS = 8, N_THREADS = 32 * N_WARPS;
 constexpr int N_KEPT = N_THREADS / ROWS;          /* row blocks whose sums wait for the other warps: an output per thread */
 constexpr int RING_BYTES = 80 << 10, GROUPS = 16; /* of 16 columns in a quad */
 
-template <int KIND> struct ring { /* of a warp */
-    static constexpr int BYTES = 16 * quad_words<KIND>::TOTAL, FITTING = RING_BYTES / (N_WARPS * BYTES);
-    static constexpr int DEPTH = FITTING < 2 ? 2 : FITTING;
+/* Quads in the ring of a warp. */
+__host__ __device__ constexpr int ring_depth(uint32_t kind) {
+    return N_WARPS * 2 * quad_bytes(kind) > RING_BYTES ? 2 : RING_BYTES / (N_WARPS * quad_bytes(kind));
+}
+
+struct plan { /* of a launch */
+    runs r;
+    uint32_t ring_bytes; /* of a warp, if kinds differ */
 };
 
 /* Shared memory behind the rings. */
@@ -29,13 +37,12 @@ struct shared_parts {
     float *all;  /* (N_KEPT, N_WARPS, ROWS) */
 };
 
-template <int KIND> __host__ __device__ constexpr size_t shared_bytes(uint32_t n_quads) {
-    return (size_t)N_WARPS * ring<KIND>::DEPTH * ring<KIND>::BYTES + n_quads * GROUPS * (32 + 4) +
-           N_KEPT * N_WARPS * ROWS * 4;
+size_t shared_bytes(uint32_t ring_bytes, uint32_t n_quads) {
+    return (size_t)N_WARPS * ring_bytes + n_quads * GROUPS * (32 + 4) + N_KEPT * N_WARPS * ROWS * 4;
 }
 
-template <int KIND> __device__ __forceinline__ shared_parts parts_of(uint32_t n_quads) {
-    uint8_t *at = shared_memory() + N_WARPS * ring<KIND>::DEPTH * ring<KIND>::BYTES;
+__device__ __forceinline__ shared_parts parts_of(uint32_t ring_bytes, uint32_t n_quads) {
+    uint8_t *at = shared_memory() + N_WARPS * ring_bytes;
     shared_parts s;
     s.x = reinterpret_cast<uint2 *>(at);
     s.sums = reinterpret_cast<float *>(at + n_quads * GROUPS * 32);
@@ -43,28 +50,33 @@ template <int KIND> __device__ __forceinline__ shared_parts parts_of(uint32_t n_
     return s;
 }
 
-/* The quads of a warp, row block after row block, as they are asked for. */
-template <int KIND> struct walk {
-    uint32_t rb, quad;
-    quad_source<KIND> from;
+/* What a warp works on: quads first, first + stride ... of n of each row block of its block. */
+struct warp_share {
+    uint32_t end, step; /* row blocks */
+    uint32_t first, stride, n;
+    int part, lane; /* gated: half of the warps for each matrix */
+};
 
-    __device__ __forceinline__ void start(const linear_args &a, uint32_t n_blocks, int part, int lane) {
-        uint32_t local = rb, i = a.gated ? part : matrix_at(a, local);
-        if (rb < n_blocks)
-            from = source_of<KIND>(a.w[i], local, quad * QUAD, lane);
+/* The quads of a warp, row block after row block, as they are asked for. */
+struct walk {
+    uint32_t rb, quad;
+    quad_source from;
+
+    template <int KIND> __device__ __forceinline__ void start(const linear_args &a, const warp_share &m) {
+        uint32_t local = rb, i = a.gated ? m.part : matrix_at(a, local);
+        if (rb < m.end)
+            from = source_of<KIND>(a.w[i], local, quad * QUAD, m.lane);
     }
 
-    /* Asks for the next one: first, first + stride ... of n in a row. */
-    __device__ __forceinline__ void next(const linear_args &a, uint32_t n_blocks, uint32_t first, uint32_t stride,
-                                         uint32_t n, int part, int lane, uint4 *to) {
-        if (rb < n_blocks) {
-            fetch<KIND>(from, lane, to);
-            quad += stride;
-            advance<KIND>(from, stride, lane);
-            if (quad >= n) {
-                quad = first;
-                rb += gridDim.x;
-                start(a, n_blocks, part, lane);
+    template <int KIND> __device__ __forceinline__ void next(const linear_args &a, const warp_share &m, uint4 *to) {
+        if (rb < m.end) {
+            fetch<KIND>(from, m.lane, to);
+            quad += m.stride;
+            advance<KIND>(from, m.stride, m.lane);
+            if (quad >= m.n) {
+                quad = m.first;
+                rb += m.step;
+                start<KIND>(a, m);
             }
         }
         commit_async();
@@ -265,6 +277,32 @@ __device__ __forceinline__ void multiply_quad(const uint4 *from, uint32_t n_step
     }
 }
 
+/* Asks for as many quads as the ring holds. */
+template <int KIND>
+__device__ __forceinline__ void fill_ring(const linear_args &a, const warp_share &m, uint4 *ring, walk &ahead) {
+    ahead.start<KIND>(a, m);
+    for (int i = 0; i < ring_depth(KIND); i++)
+        ahead.next<KIND>(a, m, ring + i * quad_words<KIND>::TOTAL);
+}
+
+/* y = w . x of a row block. place: of its first quad in the ring */
+template <int KIND>
+__device__ __forceinline__ void multiply_rows(const linear_args &a, const warp_share &m, uint4 *ring, const shared_parts &s,
+                                              const float (&mask)[4], walk &ahead, int &place, float (&y)[2]) {
+    constexpr int DEPTH = ring_depth(KIND);
+#pragma unroll 1
+    for (uint32_t quad = m.first; quad < m.n; quad += m.stride) {
+        uint4 *from = ring + place * quad_words<KIND>::TOTAL;
+        wait_async<DEPTH - 1>();
+        __syncwarp();
+        multiply_quad<KIND>(from, a.w[0].n_steps - quad * QUAD, s.x + quad * GROUPS * 4, s.sums + quad * GROUPS, m.lane,
+                            mask, y);
+        __syncwarp();
+        ahead.next<KIND>(a, m, from);
+        place = place + 1 == DEPTH ? 0 : place + 1;
+    }
+}
+
 /* ---- results ---- */
 
 struct output { /* of a thread: row threadIdx.x % 16 of one of the row blocks whose sums are kept */
@@ -272,15 +310,15 @@ struct output { /* of a thread: row threadIdx.x % 16 of one of the row blocks wh
     float old, bias;
 };
 
-__device__ __forceinline__ output output_of(const linear_args &a, uint32_t rb, uint32_t n_blocks) {
+__device__ __forceinline__ output output_of(const linear_args &a, uint32_t rb, uint32_t end) {
     output out = {NULL, 0.0f, 0.0f};
-    if (rb >= n_blocks)
+    if (rb >= end)
         return out;
     uint32_t i = a.gated ? 0 : matrix_at(a, rb), row = rb * ROWS + threadIdx.x % ROWS;
     if (row >= a.w[i].n_out)
         return out;
     out.to = a.y[i] + row;
-    out.old = a.add || a.times ? __ldcg(out.to) : 0.0f;
+    out.old = a.add ? __ldcg(out.to) : 0.0f;
     out.bias = a.bias[i] != NULL ? a.bias[i][row] : 0.0f;
     return out;
 }
@@ -295,23 +333,24 @@ __device__ __forceinline__ void put_output(const linear_args &a, const output &o
     if (out.to == NULL)
         return;
     float value = a.gated ? activate(a.activation, half[0] * X_UNIT) * (half[1] * X_UNIT) : (half[0] + half[1]) * X_UNIT;
-    value += out.bias;
-    *out.to = a.times ? activate(a.activation, value) * out.old : value + out.old;
+    *out.to = value + out.bias + out.old;
 }
 
 template <int KIND>
-__global__ void __launch_bounds__(N_THREADS, 2) gemv_kernel(const __grid_constant__ linear_args a, uint32_t n_blocks) {
-    constexpr int DEPTH = ring<KIND>::DEPTH;
+__global__ void __launch_bounds__(N_THREADS, 2)
+    gemv_kernel(const __grid_constant__ linear_args a, const __grid_constant__ plan p) {
     let_next_start();
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t n = n_quads(a.w[0].n_steps), stride = a.gated ? N_WARPS / 2 : N_WARPS, first = warp % stride;
-    int part = warp / stride; /* gated: half of the warps for each matrix */
-    uint4 *slots = reinterpret_cast<uint4 *>(shared_memory()) + warp * DEPTH * quad_words<KIND>::TOTAL;
-    shared_parts s = parts_of<KIND>(n);
-    walk<KIND> ahead = {first < n ? blockIdx.x : n_blocks, first, {}};
-    ahead.start(a, n_blocks, part, lane);
-    for (int i = 0; i < DEPTH; i++)
-        ahead.next(a, n_blocks, first, stride, n, part, lane, slots + i * quad_words<KIND>::TOTAL);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, place = 0;
+    run r = run_of_block<KIND>(p.r);
+    uint32_t n = n_quads(a.w[0].n_steps), stride = a.gated ? N_WARPS / 2 : N_WARPS;
+    uint32_t first_rb = r.first + blockIdx.x - r.first_block;
+    warp_share m = {r.end, r.n_blocks, warp % stride, stride, n, (int)(warp / stride), lane};
+    uint32_t kind = KIND != ANY_KIND ? (uint32_t)KIND : uniform(a.w[a.gated ? m.part : r.matrix].kind);
+    uint32_t ring_bytes = KIND != ANY_KIND ? ring_depth(KIND) * quad_bytes(KIND) : p.ring_bytes;
+    uint4 *ring = reinterpret_cast<uint4 *>(shared_memory() + warp * ring_bytes);
+    shared_parts s = parts_of(ring_bytes, n);
+    walk ahead = {m.first < n ? first_rb : r.end, m.first, {}};
+    with_kind<KIND>(kind, [&](auto k) { fill_ring<k.value>(a, m, ring, ahead); });
     if (a.norm != NULL)
         prepare_normed_x(a, n, warp, lane, s);
     else
@@ -320,22 +359,12 @@ __global__ void __launch_bounds__(N_THREADS, 2) gemv_kernel(const __grid_constan
     float mask[4];
     for (int i = 0; i < 4; i++)
         mask[i] = lane % 4 == i ? 1.0f : 0.0f;
-    output out = output_of(a, blockIdx.x + threadIdx.x / ROWS * gridDim.x, n_blocks);
-    uint32_t kept = 0, place = 0;
+    output out = output_of(a, first_rb + threadIdx.x / ROWS * r.n_blocks, r.end);
+    uint32_t kept = 0;
 #pragma unroll 1
-    for (uint32_t rb = blockIdx.x; rb < n_blocks; rb += gridDim.x) {
+    for (uint32_t rb = first_rb; rb < r.end; rb += r.n_blocks) {
         float y[2] = {0.0f, 0.0f};
-#pragma unroll 1
-        for (uint32_t quad = first; quad < n; quad += stride) {
-            uint4 *from = slots + place * quad_words<KIND>::TOTAL;
-            wait_async<DEPTH - 1>();
-            __syncwarp();
-            multiply_quad<KIND>(from, a.w[0].n_steps - quad * QUAD, s.x + quad * GROUPS * 4, s.sums + quad * GROUPS, lane,
-                                mask, y);
-            __syncwarp();
-            ahead.next(a, n_blocks, first, stride, n, part, lane, from);
-            place = place + 1 == DEPTH ? 0 : place + 1;
-        }
+        with_kind<KIND>(kind, [&](auto k) { multiply_rows<k.value>(a, m, ring, s, mask, ahead, place, y); });
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             y[i] += __shfl_xor_sync(~0u, y[i], 1);
@@ -343,50 +372,53 @@ __global__ void __launch_bounds__(N_THREADS, 2) gemv_kernel(const __grid_constan
             if (lane % 4 == 0)
                 s.all[(kept * N_WARPS + warp) * ROWS + lane / 4 + 8 * i] = y[i];
         }
-        if (++kept < N_KEPT && rb + gridDim.x < n_blocks)
+        if (++kept < N_KEPT && rb + r.n_blocks < r.end)
             continue;
         __syncthreads();
         put_output(a, out, s.all);
-        out = output_of(a, rb + (threadIdx.x / ROWS + 1) * gridDim.x, n_blocks);
+        out = output_of(a, rb + (threadIdx.x / ROWS + 1) * r.n_blocks, r.end);
         kept = 0;
         __syncthreads();
     }
 }
 
-template <int KIND> void launch_kind(const linear_args &args, cudaStream_t stream) {
-    static const uint32_t n_sms = (uint32_t)attribute_of_device(cudaDevAttrMultiProcessorCount);
-    uint32_t n_blocks = count_blocks(args);
-    size_t n_shared = shared_bytes<KIND>(n_quads(args.w[0].n_steps));
+uint32_t ring_bytes(const linear_args &a) {
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < a.n; i++)
+        most = max(most, ring_depth(a.w[i].kind) * quad_bytes(a.w[i].kind));
+    return most;
+}
+
+template <int KIND>
+void launch_kernel(const linear_args &args, const plan &p, uint32_t n_blocks, size_t n_shared, cudaStream_t stream) {
     cudaFuncSetAttribute(gemv_kernel<KIND>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)n_shared);
-    launch(gemv_kernel<KIND>, dim3(n_blocks < n_sms ? n_blocks : n_sms), N_THREADS, n_shared, stream, args, n_blocks);
+    launch(gemv_kernel<KIND>, dim3(n_blocks), N_THREADS, n_shared, stream, args, p);
 }
 
 } // namespace
 
 bool gemv_fits(const linear_args &args) {
     uint32_t n = n_quads(args.w[0].n_steps);
-    if (args.n_rows != 1 || args.w[0].n_in % 4 != 0 || (args.norm != NULL && n > NORM_QUADS * N_WARPS))
-        return false;
-    for (uint32_t i = 0; i < args.n; i++)
-        switch (args.w[i].kind) {
-#define CASE(kind)                                                                                                         \
-    case kind:                                                                                                             \
-        if (!fits_shared(shared_bytes<kind>(n)))                                                                           \
-            return false;                                                                                                  \
-        break;
-            EVERY_KIND(CASE)
-#undef CASE
-        }
-    return true;
+    return args.n_rows == 1 && args.w[0].n_in % 4 == 0 && (args.norm == NULL || n <= NORM_QUADS * N_WARPS) &&
+           fits_shared(shared_bytes(ring_bytes(args), n));
 }
 
 void launch_gemv(const linear_args &args, cudaStream_t stream) {
-    switch (args.w[0].kind) {
+    static const uint32_t n_sms = (uint32_t)attribute_of_device(cudaDevAttrMultiProcessorCount);
+    plan p = {find_runs(args), ring_bytes(args)};
+    for (run &r : p.r.of) {
+        r.n_units = r.end - r.first;
+        r.unit_bytes = quad_bytes(args.w[r.matrix].kind);
+    }
+    uint32_t n_blocks = share_blocks(p.r, n_sms);
+    size_t n_shared = shared_bytes(p.ring_bytes, n_quads(args.w[0].n_steps));
+    switch (common_kind(args)) {
 #define CASE(kind)                                                                                                         \
     case kind:                                                                                                             \
-        launch_kind<kind>(args, stream);                                                                                   \
+        launch_kernel<kind>(args, p, n_blocks, n_shared, stream);                                                          \
         break;
         EVERY_KIND(CASE)
+        CASE(ANY_KIND)
 #undef CASE
     }
 }

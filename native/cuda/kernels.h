@@ -35,7 +35,7 @@ typedef struct linear_args {
     uint4 *fragments; /* scratch: linear_fragments_bytes */
     uint8_t *scratch; /* LINEAR_SCRATCH_BYTES, zeros at first */
     bool add;
-    bool times; /* y = act(x . w) * y */
+    bool times; /* y = act(x . w) * y: how linear.cu ends a gated product whose kinds differ */
     bool gated; /* y[0] = act(x . w[0]) * (x . w[1]) */
     uint32_t activation;
 } linear_args;

@@ -6,8 +6,8 @@
  * in shared memory, so that x is read from L2 once per 128 rows. Warp w: row blocks 2 (w % 4) and the next, half w / 4 of
  * the columns.
  *
- * The pairs (tile, quad) are shared out evenly: each block, one per SM, takes a run of them. A tile that is cut is summed
- * by the block that is done last, in the order of the columns.
+ * The pairs (tile, quad) are shared out evenly: each block, one per SM, takes some that follow each other. A tile that is
+ * cut is summed by the block that is done last, in the order of the columns. A block works on matrices of one kind.
  */
 #include "linear.cuh"
 
@@ -251,12 +251,11 @@ __device__ __forceinline__ void multiply_chunk(const uint4 *from, const uint4 *x
     }
 }
 
-/* ---- the run of a block ---- */
+/* ---- what a block works on ---- */
 
-struct plan {                             /* of a launch */
-    uint32_t n_blocks, n_tiles, n_chunks; /* row blocks, tiles of rows, chunks of columns */
-    uint32_t n_stages;
-};
+template <int KIND> __host__ __device__ __forceinline__ uint32_t count_chunks(uint32_t n_steps) {
+    return (n_steps + chunk<KIND>::STEPS - 1) / chunk<KIND>::STEPS;
+}
 
 template <int KIND, int NT> struct stage { /* in shared memory, in words of 16 bytes */
     static constexpr int WEIGHTS = TILE_BLOCKS * chunk<KIND>::WORDS;
@@ -275,17 +274,17 @@ template <int KIND, int NT> constexpr size_t shared_bytes(uint32_t n_stages) {
 template <int KIND, int NT> struct walk {
     typedef stage<KIND, NT> st;
     static constexpr int STEPS = chunk<KIND>::STEPS;
-    uint32_t tile, c, x_c; /* c: chunk of the weights, x_c: of x */
+    uint32_t tile, c, x_c, n_chunks; /* c: chunk of the weights, x_c: of x */
     bool is_inside;
-    quad_source<KIND> from;
+    quad_source from;
 
-    __device__ __forceinline__ void start(const linear_args &a, const plan &p, int warp, int lane) {
-        uint32_t rb = tile * TILE_BLOCKS + warp, i = 0;
+    __device__ __forceinline__ void start(const linear_args &a, const run &r, int warp, int lane) {
+        uint32_t rb = r.first + tile * TILE_BLOCKS + warp, i = 0;
         if (a.gated) { /* half of the row blocks of a tile from each matrix */
             i = warp / (TILE_BLOCKS / 2);
             rb = tile * (TILE_BLOCKS / 2) + warp % (TILE_BLOCKS / 2);
         }
-        is_inside = rb < p.n_blocks;
+        is_inside = rb < r.end;
         if (!is_inside)
             return;
         if (!a.gated)
@@ -293,18 +292,18 @@ template <int KIND, int NT> struct walk {
         from = source_of<KIND>(a.w[i], rb, c * STEPS, lane);
     }
 
-    __device__ __forceinline__ void next_weights(const linear_args &a, const plan &p, int warp, int lane, uint4 *to) {
+    __device__ __forceinline__ void next_weights(const linear_args &a, const run &r, int warp, int lane, uint4 *to) {
         if (is_inside)
             fetch<KIND, STEPS>(from, lane, to + warp * chunk<KIND>::WORDS);
         advance<KIND, STEPS>(from, 1, lane);
-        if (++c == p.n_chunks) {
+        if (++c == n_chunks) {
             c = 0;
             tile++;
-            start(a, p, warp, lane);
+            start(a, r, warp, lane);
         }
     }
 
-    __device__ __forceinline__ void next_x(const linear_args &a, const plan &p, uint4 *to) {
+    __device__ __forceinline__ void next_x(const linear_args &a, uint4 *to) {
         const uint4 *x = a.fragments + x_c * st::X + threadIdx.x;
         to += st::WEIGHTS + threadIdx.x;
 #pragma unroll
@@ -313,7 +312,7 @@ template <int KIND, int NT> struct walk {
                 copy16_async(to + i, x + i);
         if (st::SUMS > 0 && (int)threadIdx.x < st::SUMS)
             copy16_async(to + st::X, a.fragments + sums_at(a.w[0].n_steps, NT) + x_c * st::SUMS + threadIdx.x);
-        x_c = x_c + 1 == p.n_chunks ? 0 : x_c + 1;
+        x_c = x_c + 1 == n_chunks ? 0 : x_c + 1;
     }
 };
 
@@ -333,9 +332,9 @@ __device__ __forceinline__ void wait_stages(uint32_t n_open) {
     }
 }
 
-/* First item of block b. */
-__device__ __forceinline__ uint32_t first_item(const plan &p, uint32_t b) {
-    return (uint32_t)((uint64_t)b * p.n_tiles * p.n_chunks / gridDim.x);
+/* First item of block b of a run. */
+__device__ __forceinline__ uint32_t first_item(const run &r, uint32_t b) {
+    return (uint32_t)((uint64_t)b * r.n_units / r.n_blocks);
 }
 
 /* The results of a tile in shared memory: the two halves of the columns summed. */
@@ -360,24 +359,24 @@ __device__ __forceinline__ void gather_tile(const float (&y)[WARP_BLOCKS][NT][4]
 
 /* Of a tile that several blocks work on: adds this one's share; true for the last of them, which gets the sum. */
 template <int NT>
-__device__ __forceinline__ bool share_tile(const linear_args &a, const plan &p, uint32_t t, uint32_t n_mine, float *tile) {
+__device__ __forceinline__ bool share_tile(const linear_args &a, const run &r, uint32_t n_chunks, uint32_t t,
+                                           uint32_t n_mine, float *tile) {
     __shared__ bool is_last;
-    uint32_t start = t * p.n_chunks, n_items = p.n_tiles * p.n_chunks;
-    uint32_t first = (uint32_t)(((uint64_t)(start + 1) * gridDim.x - 1) / n_items); /* block of its first item */
-    auto partial = [&](uint32_t block) { /* a block has two, for the tiles at both ends of its run */
-                                         uint32_t at = 2 * block + (first_item(p, block) / p.n_chunks != t);
-                                         return reinterpret_cast<float *>(a.scratch +
-                                                                          LINEAR_MAX_BLOCKS * sizeof(uint32_t)) +
-                                                (size_t)at * 8 * NT * TILE_ROWS;
+    uint32_t start = t * n_chunks;
+    uint32_t first = (uint32_t)(((uint64_t)(start + 1) * r.n_blocks - 1) / r.n_units); /* block of its first item */
+    auto partial = [&](uint32_t b) { /* a block has two, for the tiles at both ends of what it works on */
+                                     uint32_t at = 2 * (r.first_block + b) + (first_item(r, b) / n_chunks != t);
+                                     return reinterpret_cast<float *>(a.scratch + LINEAR_MAX_BLOCKS * sizeof(uint32_t)) +
+                                            (size_t)at * 8 * NT * TILE_ROWS;
     };
-    uint32_t *arrived = reinterpret_cast<uint32_t *>(a.scratch) + first;
-    float *mine = partial(blockIdx.x);
+    uint32_t *arrived = reinterpret_cast<uint32_t *>(a.scratch) + r.first_block + first;
+    float *mine = partial(blockIdx.x - r.first_block);
     for (uint32_t e = threadIdx.x; e < 8 * NT * TILE_ROWS; e += N_THREADS)
         mine[e] = tile[e / TILE_ROWS * LD + e % TILE_ROWS];
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        is_last = atomicAdd(arrived, n_mine) + n_mine == p.n_chunks;
+        is_last = atomicAdd(arrived, n_mine) + n_mine == n_chunks;
         if (is_last)
             *arrived = 0;
     }
@@ -386,7 +385,7 @@ __device__ __forceinline__ bool share_tile(const linear_args &a, const plan &p, 
         return false;
     __threadfence();
     float sum[8 * NT * TILE_ROWS / N_THREADS] = {};
-    for (uint32_t b = first; b < gridDim.x && first_item(p, b) < start + p.n_chunks; b++) {
+    for (uint32_t b = first; b < r.n_blocks && first_item(r, b) < start + n_chunks; b++) {
         const float *from = partial(b);
 #pragma unroll
         for (int i = 0; i < 8 * NT * TILE_ROWS / N_THREADS; i++)
@@ -400,43 +399,41 @@ __device__ __forceinline__ bool share_tile(const linear_args &a, const plan &p, 
 }
 
 /* From shared memory to y. */
-__device__ __forceinline__ void put_tile(const linear_args &a, const plan &p, uint32_t t, const float *tile) {
-    uint32_t n_rows = a.gated ? TILE_ROWS / 2 : TILE_ROWS, r = threadIdx.x % n_rows;
-    uint32_t rb = t * (n_rows / ROWS) + r / ROWS, i = 0;
-    if (rb >= p.n_blocks)
+__device__ __forceinline__ void put_tile(const linear_args &a, const run &r, uint32_t t, const float *tile) {
+    uint32_t n_rows = a.gated ? TILE_ROWS / 2 : TILE_ROWS, col = threadIdx.x % n_rows;
+    uint32_t rb = r.first + t * (n_rows / ROWS) + col / ROWS, i = 0;
+    if (rb >= r.end)
         return;
     if (!a.gated)
         i = matrix_at(a, rb);
-    uint32_t row = rb * ROWS + r % ROWS, n_out = a.w[i].n_out;
+    uint32_t row = rb * ROWS + col % ROWS, n_out = a.w[i].n_out;
     if (row >= n_out)
         return;
     float bias = a.bias[i] != NULL ? a.bias[i][row] : 0.0f;
     for (uint32_t token = threadIdx.x / n_rows; token < a.n_rows; token += N_THREADS / n_rows) {
-        float *to = &a.y[i][(size_t)token * n_out + row], value = tile[token * LD + r] * X_UNIT;
+        float *to = &a.y[i][(size_t)token * n_out + row], value = tile[token * LD + col] * X_UNIT;
         if (a.gated)
-            value = activate(a.activation, value) * (tile[token * LD + r + n_rows] * X_UNIT);
+            value = activate(a.activation, value) * (tile[token * LD + col + n_rows] * X_UNIT);
         value += bias;
         *to = a.times ? activate(a.activation, value) * *to : a.add ? *to + value : value;
     }
 }
 
-template <int KIND, int NT>
-__global__ void __launch_bounds__(N_THREADS, 1) linear_kernel(const __grid_constant__ linear_args a, const plan p) {
+template <int KIND, int NT> __device__ __forceinline__ void multiply_run(const linear_args &a, const run &r) {
     constexpr int WORDS = stage<KIND, NT>::TOTAL;
-    let_next_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t first = first_item(p, blockIdx.x), end = first_item(p, blockIdx.x + 1), n_ahead = p.n_stages - 1;
+    uint32_t b = blockIdx.x - r.first_block, first = first_item(r, b), end = first_item(r, b + 1), n_ahead = r.n_stages - 1;
     uint4 *stages = reinterpret_cast<uint4 *>(shared_memory());
-    float *tile = reinterpret_cast<float *>(stages + p.n_stages * WORDS);
-    uint32_t c = first % p.n_chunks, t = first / p.n_chunks;
-    walk<KIND, NT> ahead = {t, c, c, false, {}};
-    ahead.start(a, p, warp, lane);
+    float *tile = reinterpret_cast<float *>(stages + r.n_stages * WORDS);
+    uint32_t n_chunks = count_chunks<KIND>(a.w[0].n_steps), c = first % n_chunks, t = first / n_chunks;
+    walk<KIND, NT> ahead = {t, c, c, n_chunks, false, {}};
+    ahead.start(a, r, warp, lane);
     for (uint32_t i = 0; i < n_ahead && first + i < end; i++) /* weights depend on nothing */
-        ahead.next_weights(a, p, warp, lane, stages + i * WORDS);
+        ahead.next_weights(a, r, warp, lane, stages + i * WORDS);
     wait_for_previous();
     for (uint32_t i = 0; i < n_ahead; i++) {
         if (first + i < end)
-            ahead.next_x(a, p, stages + i * WORDS);
+            ahead.next_x(a, stages + i * WORDS);
         commit_async();
     }
     float y[WARP_BLOCKS][NT][4] = {};
@@ -447,8 +444,8 @@ __global__ void __launch_bounds__(N_THREADS, 1) linear_kernel(const __grid_const
         __syncthreads();
         uint32_t free_place = place == 0 ? n_ahead : place - 1;
         if (item + n_ahead < end) {
-            ahead.next_weights(a, p, warp, lane, stages + free_place * WORDS);
-            ahead.next_x(a, p, stages + free_place * WORDS);
+            ahead.next_weights(a, r, warp, lane, stages + free_place * WORDS);
+            ahead.next_x(a, stages + free_place * WORDS);
         }
         commit_async();
         const uint4 *from = stages + place * WORDS;
@@ -457,37 +454,69 @@ __global__ void __launch_bounds__(N_THREADS, 1) linear_kernel(const __grid_const
         place = place == n_ahead ? 0 : place + 1;
         n_mine++;
         c++;
-        if (c < p.n_chunks && item + 1 < end)
+        if (c < n_chunks && item + 1 < end)
             continue;
         gather_tile<NT>(y, warp, lane, tile);
-        if (n_mine == p.n_chunks || share_tile<NT>(a, p, t, n_mine, tile))
-            put_tile(a, p, t, tile);
+        if (n_mine == n_chunks || share_tile<NT>(a, r, n_chunks, t, n_mine, tile))
+            put_tile(a, r, t, tile);
         __syncthreads();
         c = n_mine = 0;
         t++;
 #pragma unroll
-        for (int r = 0; r < WARP_BLOCKS; r++)
-#pragma unroll
-            for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    y[r][nt][i] = 0.0f;
+        for (int e = 0; e < WARP_BLOCKS * NT * 4; e++)
+            y[e / (NT * 4)][e / 4 % NT][e % 4] = 0.0f;
     }
 }
 
-template <int KIND, int NT> void launch_tiles(const linear_args &args, cudaStream_t stream) {
-    static const uint32_t n_sms = min((int)LINEAR_MAX_BLOCKS, attribute_of_device(cudaDevAttrMultiProcessorCount));
-    plan p;
-    p.n_blocks = count_blocks(args);
-    p.n_tiles = (p.n_blocks * (args.gated ? 2 : 1) + TILE_BLOCKS - 1) / TILE_BLOCKS;
-    p.n_chunks = (args.w[0].n_steps + chunk<KIND>::STEPS - 1) / chunk<KIND>::STEPS;
-    p.n_stages = MAX_STAGES;
-    while (p.n_stages > 2 && !fits_shared(shared_bytes<KIND, NT>(p.n_stages)))
-        p.n_stages--;
-    size_t n_shared = shared_bytes<KIND, NT>(p.n_stages);
-    uint32_t n_items = p.n_tiles * p.n_chunks;
+template <int KIND, int NT>
+__global__ void __launch_bounds__(N_THREADS, 1)
+    linear_kernel(const __grid_constant__ linear_args a, const __grid_constant__ runs all) {
+    let_next_start();
+    run r = run_of_block<KIND>(all);
+    with_kind<KIND>(a.w[r.matrix].kind, [&](auto kind) { multiply_run<kind.value, NT>(a, r); });
+}
+
+/* Returns the bytes of shared memory that blocks of the run need. */
+template <int KIND, int NT> size_t plan_run(const linear_args &a, run *r) {
+    uint32_t tile_blocks = a.gated ? TILE_BLOCKS / 2 : TILE_BLOCKS;
+    r->n_units = (r->end - r->first + tile_blocks - 1) / tile_blocks * count_chunks<KIND>(a.w[0].n_steps);
+    r->unit_bytes = stage<KIND, NT>::WEIGHTS * 16;
+    r->n_stages = MAX_STAGES;
+    while (r->n_stages > 2 && !fits_shared(shared_bytes<KIND, NT>(r->n_stages)))
+        r->n_stages--;
+    return shared_bytes<KIND, NT>(r->n_stages);
+}
+
+template <int KIND, int NT>
+void launch_kernel(const linear_args &args, const runs &all, uint32_t n_blocks, size_t n_shared, cudaStream_t stream) {
     cudaFuncSetAttribute(linear_kernel<KIND, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)n_shared);
-    launch(linear_kernel<KIND, NT>, dim3(n_items < n_sms ? n_items : n_sms), N_THREADS, n_shared, stream, args, p);
+    launch(linear_kernel<KIND, NT>, dim3(n_blocks), N_THREADS, n_shared, stream, args, all);
+}
+
+/* Matrices of any kinds; gated ones of the same. */
+template <int NT> void launch_tiles(const linear_args &args, cudaStream_t stream) {
+    static const uint32_t n_sms = min((int)LINEAR_MAX_BLOCKS, attribute_of_device(cudaDevAttrMultiProcessorCount));
+    runs all = find_runs(args);
+    size_t n_shared = 0;
+    for (uint32_t i = 0; i < all.n; i++)
+        switch (args.w[all.of[i].matrix].kind) {
+#define CASE(kind)                                                                                                         \
+    case kind:                                                                                                             \
+        n_shared = max(n_shared, plan_run<kind, NT>(args, &all.of[i]));                                                    \
+        break;
+            EVERY_KIND(CASE)
+#undef CASE
+        }
+    uint32_t n_blocks = share_blocks(all, n_sms);
+    switch (common_kind(args)) {
+#define CASE(kind)                                                                                                         \
+    case kind:                                                                                                             \
+        launch_kernel<kind, NT>(args, all, n_blocks, n_shared, stream);                                                    \
+        break;
+        EVERY_KIND(CASE)
+        CASE(ANY_KIND)
+#undef CASE
+    }
 }
 
 /* Rows that a launch can take: 32, less where shared memory is small. */
@@ -509,41 +538,36 @@ uint32_t most_rows(const linear_args &a) {
     return most;
 }
 
-void launch_run(const linear_args &args, uint32_t n_tiles, cudaStream_t stream) {
-    switch (args.w[0].kind) {
-#define CASE(kind)                                                                                                         \
-    case kind:                                                                                                             \
-        n_tiles == 1   ? launch_tiles<kind, 1>(args, stream)                                                               \
-        : n_tiles == 2 ? launch_tiles<kind, 2>(args, stream)                                                               \
-                       : launch_tiles<kind, 4>(args, stream);                                                              \
-        break;
-        EVERY_KIND(CASE)
-#undef CASE
-    }
+void launch_products(const linear_args &args, cudaStream_t stream) {
+    if (args.n_rows <= 8)
+        launch_tiles<1>(args, stream);
+    else if (args.n_rows <= 16)
+        launch_tiles<2>(args, stream);
+    else
+        launch_tiles<4>(args, stream);
 }
 
-/* Rows that one launch takes: one launch for each run of matrices of one kind. */
+/* Rows that one launch takes. */
 void launch_rows(const linear_args &args, cudaStream_t stream) {
-    bool one_row = gemv_fits(args);
-    uint32_t n_tiles = args.n_rows <= 8 ? 1 : args.n_rows <= 16 ? 2 : 4, n_in = n_quads(args.w[0].n_steps) * QUAD * STEP;
-    if (!one_row)
-        launch(fragments_kernel, dim3((n_in / 2 + FRAGMENT_THREADS - 1) / FRAGMENT_THREADS, args.n_rows), FRAGMENT_THREADS,
-               0, stream, args, n_tiles);
-    for (uint32_t first = 0, n; first < args.n; first += n) {
-        linear_args run = args;
-        for (n = 1; first + n < args.n && args.w[first + n].kind == args.w[first].kind; n++)
-            ;
-        for (uint32_t i = 0; i < n; i++) {
-            run.w[i] = args.w[first + i];
-            run.bias[i] = args.bias[first + i];
-            run.y[i] = args.y[first + i];
-        }
-        run.n = n;
-        if (one_row)
-            launch_gemv(run, stream);
-        else
-            launch_run(run, n_tiles, stream);
+    if (gemv_fits(args)) {
+        launch_gemv(args, stream);
+        return;
     }
+    uint32_t n_tiles = args.n_rows <= 8 ? 1 : args.n_rows <= 16 ? 2 : 4, n_in = n_quads(args.w[0].n_steps) * QUAD * STEP;
+    launch(fragments_kernel, dim3((n_in / 2 + FRAGMENT_THREADS - 1) / FRAGMENT_THREADS, args.n_rows), FRAGMENT_THREADS, 0,
+           stream, args, n_tiles);
+    if (!args.gated || args.w[0].kind == args.w[1].kind) {
+        launch_products(args, stream);
+        return;
+    }
+    linear_args one = args; /* up, then gate times that */
+    one.gated = false;
+    one.n = 1;
+    one.w[0] = args.w[1];
+    launch_products(one, stream);
+    one.w[0] = args.w[0];
+    one.times = true;
+    launch_products(one, stream);
 }
 
 } // namespace

@@ -2,6 +2,8 @@
 #ifndef KVQ_CUDA_LINEAR_CUH
 #define KVQ_CUDA_LINEAR_CUH
 
+#include <type_traits>
+
 #include "device.cuh"
 #include "kernels.h"
 
@@ -54,19 +56,20 @@ template <int KIND> struct quad_words {
     static constexpr int SCALES = KIND == W_F16 ? 0 : KIND == W_Q4M ? 32 : 16;
     static constexpr int SUPER = KIND >= W_Q4K ? 4 : 0;
     static constexpr int TOTAL = CODES + HIGH + SCALES + SUPER;
+    static_assert(TOTAL * 16 == quad_bytes(KIND), "what matrices consist of");
 };
 
 /* Where the lanes of a warp find their parts of what 16 rows have in a quad. */
-template <int KIND> struct quad_source {
+struct quad_source {
     const uint4 *codes, *high, *meta;
     uint32_t n_steps; /* from here to the end of the row */
 };
 
 template <int KIND>
-__device__ __forceinline__ quad_source<KIND> source_of(const matrix &m, uint32_t rb, uint32_t step, int lane) {
+__device__ __forceinline__ quad_source source_of(const matrix &m, uint32_t rb, uint32_t step, int lane) {
     typedef quad_words<KIND> words;
     size_t at = (size_t)rb * m.n_steps + step, quad = (size_t)rb * n_quads(m.n_steps) + step / QUAD;
-    quad_source<KIND> from;
+    quad_source from;
     from.codes = m.codes + at * (words::CODES / QUAD) + lane;
     from.high = reinterpret_cast<const uint4 *>(m.high) + at * (words::HIGH / QUAD) + lane;
     from.meta = lane < words::SCALES
@@ -77,8 +80,7 @@ __device__ __forceinline__ quad_source<KIND> source_of(const matrix &m, uint32_t
 }
 
 /* n times STEPS steps on: a quad, of halves also less. */
-template <int KIND, int STEPS = QUAD>
-__device__ __forceinline__ void advance(quad_source<KIND> &from, uint32_t n, int lane) {
+template <int KIND, int STEPS = QUAD> __device__ __forceinline__ void advance(quad_source &from, uint32_t n, int lane) {
     typedef quad_words<KIND> words;
     from.codes += n * (words::CODES / QUAD * STEPS);
     from.high += n * (words::HIGH / QUAD * STEPS);
@@ -87,8 +89,7 @@ __device__ __forceinline__ void advance(quad_source<KIND> &from, uint32_t n, int
 }
 
 /* Asks for STEPS steps. */
-template <int KIND, int STEPS = QUAD>
-__device__ __forceinline__ void fetch(const quad_source<KIND> &from, int lane, uint4 *to) {
+template <int KIND, int STEPS = QUAD> __device__ __forceinline__ void fetch(const quad_source &from, int lane, uint4 *to) {
     typedef quad_words<KIND> words;
     constexpr int N = kind_traits<KIND>::N_CODES;
     to += lane;
@@ -132,13 +133,6 @@ inline int attribute_of_device(cudaDeviceAttr attribute) {
     return value;
 }
 
-inline uint32_t count_blocks(const linear_args &a) {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < (a.gated ? 1 : a.n); i++)
-        n += (a.w[i].n_out + ROWS - 1) / ROWS;
-    return n;
-}
-
 #define EVERY_KIND(CASE)                                                                                                   \
     CASE(W_F16)                                                                                                            \
     CASE(W_Q8)                                                                                                             \
@@ -148,12 +142,100 @@ inline uint32_t count_blocks(const linear_args &a) {
     CASE(W_Q5K)                                                                                                            \
     CASE(W_Q6K)
 
+/* f(kind as a constant). KIND: that of all matrices of a launch, ANY_KIND if they differ. */
+enum { ANY_KIND = -1 };
+
+template <int KIND, typename F> __device__ __forceinline__ void with_kind(uint32_t kind, const F &f) {
+    if constexpr (KIND != ANY_KIND) {
+        f(std::integral_constant<int, KIND>());
+    } else {
+        switch (kind) {
+#define CASE(kind)                                                                                                         \
+    case kind:                                                                                                             \
+        f(std::integral_constant<int, kind>());                                                                            \
+        break;
+            EVERY_KIND(CASE)
+#undef CASE
+        }
+    }
+}
+
+/*
+ * Matrices of one kind that follow each other are a run, which has blocks of its own: so one launch takes matrices of
+ * several kinds. Gated matrices are one run.
+ */
+struct run {
+    uint32_t matrix, first, end;  /* its first matrix; row blocks of the launch */
+    uint32_t n_units, unit_bytes; /* what its blocks share */
+    uint32_t first_block, n_blocks;
+    uint32_t n_stages; /* of linear.cu, in shared memory */
+};
+
+struct runs {
+    run of[3];
+    uint32_t n;
+};
+
+/* Of this block. */
+template <int KIND> __device__ __forceinline__ run run_of_block(const runs &r) {
+    if (KIND != ANY_KIND) /* there is one */
+        return {0, 0, r.of[0].end, r.of[0].n_units, 0, 0, gridDim.x, r.of[0].n_stages};
+    uint32_t i = 0;
+    while (i + 1 < r.n && blockIdx.x >= r.of[i + 1].first_block)
+        i++;
+    return r.of[i];
+}
+
+inline runs find_runs(const linear_args &a) {
+    runs r = {};
+    uint32_t end = 0;
+    for (uint32_t i = 0; i < (a.gated ? 1 : a.n); i++) {
+        if (i == 0 || a.w[i].kind != a.w[i - 1].kind)
+            r.of[r.n++] = {i, end};
+        end += (a.w[i].n_out + ROWS - 1) / ROWS;
+        r.of[r.n - 1].end = end;
+    }
+    return r;
+}
+
+/* Gives each run some of n_blocks, the next one always to the run that takes longest. Returns how many have work. */
+inline uint32_t share_blocks(runs &r, uint32_t n_blocks) {
+    uint32_t n = r.n;
+    for (uint32_t i = 0; i < r.n; i++)
+        r.of[i].n_blocks = 1;
+    for (; n < n_blocks; n++) {
+        run *longest = NULL;
+        uint64_t most = 0;
+        for (uint32_t i = 0; i < r.n; i++) {
+            run &one = r.of[i];
+            uint64_t n_bytes = (uint64_t)((one.n_units + one.n_blocks - 1) / one.n_blocks) * one.unit_bytes;
+            if (one.n_blocks < one.n_units && n_bytes > most) {
+                longest = &one;
+                most = n_bytes;
+            }
+        }
+        if (longest == NULL)
+            break;
+        longest->n_blocks++;
+    }
+    for (uint32_t i = 1; i < r.n; i++)
+        r.of[i].first_block = r.of[i - 1].first_block + r.of[i - 1].n_blocks;
+    return n;
+}
+
+inline int common_kind(const linear_args &a) { /* or ANY_KIND */
+    for (uint32_t i = 1; i < a.n; i++)
+        if (a.w[i].kind != a.w[0].kind)
+            return ANY_KIND;
+    return (int)a.w[0].kind;
+}
+
 inline bool fits_shared(size_t n_bytes) {
     static const size_t most = (size_t)attribute_of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     return n_bytes + 1024 <= most; /* beside what kernels hold statically */
 }
 
-void launch_gemv(const linear_args &args, cudaStream_t stream); /* one row, matrices of one kind */
+void launch_gemv(const linear_args &args, cudaStream_t stream); /* one row */
 bool gemv_fits(const linear_args &args);
 
 #endif

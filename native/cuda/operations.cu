@@ -159,24 +159,10 @@ void op_gated(kvq_backend *be, const float *x, uint32_t n_rows, const kvq_weight
     args.w[0] = matrix_of(gate);
     args.w[1] = matrix_of(up);
     args.y[0] = y;
-    if (by_gemm(c, args.w[0], n_rows)) {
+    if (by_gemm(c, args.w[0], n_rows))
         gated_many(c, x, n_rows, args);
-        return;
-    }
-    if (args.w[0].kind == args.w[1].kind) {
+    else
         run_linear(c, x, n_rows, args);
-        return;
-    }
-    flush_pending(c); /* kinds differ: one kernel each, both read x */
-    linear_args one = {};
-    one.n = 1;
-    one.w[0] = args.w[1];
-    one.y[0] = y;
-    run_linear(c, x, n_rows, one);
-    one.w[0] = args.w[0];
-    one.times = true;
-    one.activation = args.activation;
-    run_linear(c, x, n_rows, one);
 }
 
 void op_gather(kvq_backend *be, const float *x, uint32_t n, const uint32_t *, uint32_t n_rows, float *y) {

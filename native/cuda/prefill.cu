@@ -7,17 +7,17 @@
  *
  * Compiled once per head_dim (KVQ_HEAD_DIM).
  */
-#include "prefill.cuh"
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) && (KVQ_HEAD_DIM == 64 || KVQ_HEAD_DIM == 128)
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) && KVQ_HEAD_DIM >= 64
 #define WARP_GROUPS
 #include "wgmma.cuh"
 #endif
+#include "prefill.cuh"
 
 namespace {
 
-/* With warp groups: one more, of which a thread copies, and a ring of tiles and its barriers. */
-constexpr int N_THREADS_ALL = N_THREADS + 128, N_STAGES = 4, RING_BYTES = N_STAGES * (2 * SIDE_BYTES + 32);
+/* With warp groups: one more, of which a thread copies, and a ring of tiles and its barriers; queries of wide heads are
+ * behind it. */
+constexpr int GROUP_THREADS = 3 * 128, N_STAGES = HD > 128 ? 2 : 4, RING_BYTES = N_STAGES * (2 * SIDE_BYTES + 32);
 
 #ifdef WARP_GROUPS
 
@@ -48,10 +48,13 @@ struct ring {
 __device__ __forceinline__ void begin_keys(const query_block &q, const uint8_t *keys, float (&s)[8][4]) {
     keep_order(s);
     products_begin();
-    uint64_t k = matrix_descriptor(keys, 8 * 128, 128);
+    uint64_t k = matrix_descriptor(keys, 8 * 128, 128), shared = matrix_descriptor(q.shared, 8 * 128, 128);
 #pragma unroll
     for (int j = 0; j < N_J; j++)
-        warpgroup_mma(s, q.get(j), k + j * (16 * 128 >> 4), j > 0);
+        if (query_block::SHARED)
+            warpgroup_mma(s, shared + j * (16 * 128 >> 4), k + j * (16 * 128 >> 4), j > 0);
+        else
+            warpgroup_mma(s, q.mine[query_block::SHARED ? 0 : j], k + j * (16 * 128 >> 4), j > 0);
     products_commit();
     keep_order(s);
 }
@@ -95,8 +98,9 @@ __device__ __forceinline__ void walk(const prefill_args &a, const unit &u, row_s
         cap_and_mask(a, r, u.first + i, lane, s);
         float2 factor = softmax(r, s);
         keep_order(s);
-        if (i + 1 <
-            n) /* here, as the assembler would move what waits for products in front of the softmax, but for a branch */
+        /* Here, and as if it depended on all exponentials: the assembler must neither move these behind the wait for
+         * products nor that in front of them. */
+        if (i + 1 < n && !(r.sum[0] + r.sum[1] < 0.0f))
             tiles.wait(i + 1, 0);
         products_wait<0>();
         keep_order(o);
@@ -111,7 +115,7 @@ __device__ __forceinline__ void walk(const prefill_args &a, const unit &u, row_s
     keep_order(o);
 }
 
-__global__ void __launch_bounds__(N_THREADS_ALL, 1) prefill_kernel(const __grid_constant__ prefill_args a) {
+__global__ void __launch_bounds__(GROUP_THREADS, 1) prefill_kernel(const __grid_constant__ prefill_args a) {
     let_next_start();
     uint8_t *memory = shared_memory();
     uint64_t *barriers = reinterpret_cast<uint64_t *>(memory + N_STAGES * 2 * SIDE_BYTES);
@@ -137,7 +141,7 @@ __global__ void __launch_bounds__(N_THREADS_ALL, 1) prefill_kernel(const __grid_
     take_registers();
     row_state r = find_rows(a, u, warp, lane);
     query_block q;
-    load_queries(a, u, r, lane, NULL, q);
+    load_queries(a, u, r, warp, lane, memory + RING_BYTES, q);
     keep_order(q.mine);
     float o[N_C][4];
     load_state(a, u, r, lane, o);
@@ -158,7 +162,7 @@ __device__ __forceinline__ void multiply_keys(const query_block &q, const uint8_
     const uint8_t *row = keys + (lane / 16 * 8 + lane / 8 % 2) * 128 + lane % 8 * 16;
 #pragma unroll
     for (int j = 0; j < N_J; j++) {
-        uint4 a = q.get(j);
+        uint4 a = q.get(j, lane);
 #pragma unroll
         for (int b = 0; b < 4; b++) {
             uint32_t k[4]; /* (channel / 8, token / 8) */
@@ -201,7 +205,7 @@ __global__ void __launch_bounds__(N_THREADS) prefill_kernel(const __grid_constan
     unit u = find_unit(a);
     row_state r = find_rows(a, u, warp, lane);
     query_block q;
-    load_queries(a, u, r, lane, reinterpret_cast<uint4 *>(values + SIDE_BYTES) + warp * N_J * 32, q);
+    load_queries(a, u, r, warp, lane, values + SIDE_BYTES, q);
     float o[N_C][4], s[8][4];
     load_state(a, u, r, lane, o);
     if (u.first < u.end)
@@ -231,17 +235,31 @@ __global__ void __launch_bounds__(N_THREADS) prefill_kernel(const __grid_constan
 #define NAME2(name, hd) name##_##hd
 #define NAME1(name, hd) NAME2(name, hd)
 
+/* Which of the two kernels has this GPU? */
+static cudaError_t find_kernel(bool *has_groups) {
+    cudaFuncAttributes attributes;
+    cudaError_t error = cudaFuncGetAttributes(&attributes, prefill_kernel);
+    *has_groups = attributes.maxThreadsPerBlock == GROUP_THREADS;
+    return error;
+}
+
+extern "C" cudaError_t NAME1(kvq_cuda_prefill_rows, KVQ_HEAD_DIM)(uint32_t *n_rows) {
+    bool has_groups;
+    cudaError_t error = find_kernel(&has_groups);
+    *n_rows = has_groups ? 128 : N_ROWS;
+    return error;
+}
+
 extern "C" cudaError_t NAME1(kvq_cuda_prefill, KVQ_HEAD_DIM)(const prefill_args *args, uint32_t n_blocks,
                                                              cudaStream_t stream) {
-    cudaFuncAttributes attributes; /* tell which of the two kernels this GPU has */
-    cudaError_t error = cudaFuncGetAttributes(&attributes, prefill_kernel);
+    bool has_groups;
+    cudaError_t error = find_kernel(&has_groups);
+    size_t n_rows = has_groups ? 128 : N_ROWS, shared = has_groups ? RING_BYTES : 2 * SIDE_BYTES;
+    shared += query_block::SHARED ? n_rows * HD * sizeof(__half) : 0;
+    if (error == cudaSuccess)
+        error = cudaFuncSetAttribute(prefill_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     if (error != cudaSuccess)
         return error;
-    bool has_groups = attributes.maxThreadsPerBlock == N_THREADS_ALL;
-    size_t shared = has_groups ? RING_BYTES : 2 * SIDE_BYTES + query_block::SHARED_BYTES;
-    error = cudaFuncSetAttribute(prefill_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    if (error != cudaSuccess)
-        return error;
-    return launch(prefill_kernel, dim3(args->n_head_kv, n_blocks, args->n_splits), has_groups ? N_THREADS_ALL : N_THREADS,
+    return launch(prefill_kernel, dim3(args->n_head_kv, n_blocks, args->n_splits), has_groups ? GROUP_THREADS : N_THREADS,
                   shared, stream, *args);
 }

@@ -9,8 +9,15 @@
 
 namespace {
 
-constexpr int HD = KVQ_HEAD_DIM, N_C = HD / 8, N_J = HD / 16, SIDE_BYTES = HD * TILE_TOKENS * 2, N_ROWS = prefill_rows(HD),
-              N_THREADS = 2 * N_ROWS;
+constexpr int HD = KVQ_HEAD_DIM, N_C = HD / 8, N_J = HD / 16, SIDE_BYTES = HD * TILE_TOKENS * 2;
+
+/* Of a block. Without warp groups, wide heads leave registers and shared memory for half as many. */
+#ifdef WARP_GROUPS
+constexpr int N_ROWS = 128;
+#else
+constexpr int N_ROWS = HD > 128 ? 64 : 128;
+#endif
+constexpr int N_THREADS = 2 * N_ROWS; /* that have rows */
 
 struct unit { /* of a block: rows of a KV head, a run of tiles of this round */
     const prefill_span *span;
@@ -110,27 +117,44 @@ __device__ __forceinline__ void apply_signs(int lane, float factor, float (&x)[N
 
 /* ---- queries ---- */
 
-/* A fragments of 16 rows: in registers, of wide heads in shared memory. */
+/*
+ * A fragments of 16 rows: in registers, of wide heads in shared memory; there in the order of fragments (j, lane) for
+ * mma.sync, for the 64 rows of a warp group as matrices (channel / 8, row / 8) of 8 x 8.
+ */
 struct query_block {
     static constexpr bool SHARED = HD > 128;
-    static constexpr int SHARED_BYTES = SHARED ? N_ROWS * HD * 2 : 0;
     uint4 mine[SHARED ? 1 : N_J];
-    uint4 *shared; /* of the warp and lane: (j, 32) */
+    uint8_t *shared; /* of the warp, or of its group */
 
-    __device__ __forceinline__ uint4 get(int j) const {
-        return SHARED ? shared[j * 32] : mine[SHARED ? 0 : j];
+    __device__ __forceinline__ uint4 get(int j, int lane) const {
+        return SHARED ? reinterpret_cast<uint4 *>(shared)[j * 32 + lane] : mine[SHARED ? 0 : j];
     }
-    __device__ __forceinline__ void set(int j, uint4 x) {
-        if (SHARED)
-            shared[j * 32] = x;
-        else
+    __device__ __forceinline__ void set(int j, int warp, int lane, uint4 x) {
+        if (!SHARED) {
             mine[SHARED ? 0 : j] = x;
+            return;
+        }
+#ifdef WARP_GROUPS
+        uint32_t *to = reinterpret_cast<uint32_t *>(shared) + (16 * j + warp % 4 * 2) * 32 + lane;
+        to[0] = x.x;
+        to[32] = x.y;
+        to[8 * 32] = x.z;
+        to[9 * 32] = x.w;
+#else
+        reinterpret_cast<uint4 *>(shared)[j * 32 + lane] = x;
+#endif
+    }
+    __device__ __forceinline__ void complete(int warp) {
+#ifdef WARP_GROUPS
+        if (SHARED)
+            share_with_products(warp / 4);
+#endif
     }
 };
 
-/* Each normed by its largest element. shared: of the warp */
-__device__ __forceinline__ void load_queries(const prefill_args &a, const unit &u, row_state &r, int lane, uint4 *shared,
-                                             query_block &q) {
+/* Each normed by its largest element. shared: of the block */
+__device__ __forceinline__ void load_queries(const prefill_args &a, const unit &u, row_state &r, int warp, int lane,
+                                             uint8_t *shared, query_block &q) {
     float x[N_C][4], most[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -158,15 +182,21 @@ __device__ __forceinline__ void load_queries(const prefill_args &a, const unit &
         inverse[i] = 1.0f / norm;
         r.scale[i] = norm * a.scale * LOG2E;
     }
-    q.shared = shared + lane;
+#ifdef WARP_GROUPS
+    q.shared = shared + warp / 4 * 64 * HD * 2;
+#else
+    q.shared = shared + warp * 16 * HD * 2;
+#endif
 #pragma unroll
     for (int j = 0; j < N_J; j++) {
         float (&low)[4] = x[2 * j], (&high)[4] = x[2 * j + 1];
-        q.set(j, make_uint4(pack_halfs(low[0] * inverse[0], low[1] * inverse[0]),
-                            pack_halfs(low[2] * inverse[1], low[3] * inverse[1]),
-                            pack_halfs(high[0] * inverse[0], high[1] * inverse[0]),
-                            pack_halfs(high[2] * inverse[1], high[3] * inverse[1])));
+        q.set(j, warp, lane,
+              make_uint4(pack_halfs(low[0] * inverse[0], low[1] * inverse[0]),
+                         pack_halfs(low[2] * inverse[1], low[3] * inverse[1]),
+                         pack_halfs(high[0] * inverse[0], high[1] * inverse[0]),
+                         pack_halfs(high[2] * inverse[1], high[3] * inverse[1])));
     }
+    q.complete(warp);
 }
 
 /* ---- state between rounds ---- */

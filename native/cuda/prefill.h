@@ -58,11 +58,6 @@ typedef struct prefill_args {
     prefill_span spans[PREFILL_MAX_SPANS];
 } prefill_args;
 
-/* Of a block: wide heads leave registers for half as many. */
-__host__ __device__ constexpr int prefill_rows(int head_dim) {
-    return head_dim > 128 ? 64 : 128;
-}
-
 /* The first tile of a span that is staged in round i. */
 KVQ_BOTH uint32_t round_start(const prefill_span &s, uint32_t i, uint32_t n_rounds) {
     return s.first_tile + (uint32_t)((uint64_t)s.n_tiles * i / n_rounds);

@@ -4,7 +4,8 @@
 #include "device.cuh"
 
 #define DECLARE(hd)                                                                                                        \
-    extern "C" cudaError_t kvq_cuda_prefill_##hd(const prefill_args *args, uint32_t n_blocks, cudaStream_t stream);
+    extern "C" cudaError_t kvq_cuda_prefill_##hd(const prefill_args *args, uint32_t n_blocks, cudaStream_t stream);        \
+    extern "C" cudaError_t kvq_cuda_prefill_rows_##hd(uint32_t *n_rows);
 EACH_HEAD_DIM(DECLARE)
 
 static cudaError_t launch_rows(const prefill_args &a, uint32_t n_blocks, cudaStream_t stream) {
@@ -13,6 +14,17 @@ static cudaError_t launch_rows(const prefill_args &a, uint32_t n_blocks, cudaStr
     case hd:                                                                                                               \
         return kvq_cuda_prefill_##hd(&a, n_blocks, stream);
         EACH_HEAD_DIM(LAUNCH)
+    }
+    return cudaErrorInvalidValue;
+}
+
+/* Rows of a block. */
+static cudaError_t find_rows(uint32_t head_dim, uint32_t *n_rows) {
+    switch (head_dim) {
+#define FIND(hd)                                                                                                           \
+    case hd:                                                                                                               \
+        return kvq_cuda_prefill_rows_##hd(n_rows);
+        EACH_HEAD_DIM(FIND)
     }
     return cudaErrorInvalidValue;
 }
@@ -80,7 +92,7 @@ struct prefill_size {
 
 /* Takes spans from *next on, as many as one launch can. */
 static prefill_size take_spans(prefill_args *a, const kvq_batch *batch, const uint32_t *tables, uint32_t group,
-                               uint32_t max_spans, uint32_t *next) {
+                               uint32_t block_rows, uint32_t max_spans, uint32_t *next) {
     uint32_t head_group = a->n_head / a->n_head_kv;
     prefill_size size = {};
     a->n_spans = a->n_rows = 0;
@@ -97,7 +109,7 @@ static prefill_size take_spans(prefill_args *a, const kvq_batch *batch, const ui
         s->n_tiles = (span->pos + span->n_tokens - 1) / KVQ_TILE + 1 - s->first_tile;
         s->first_block = size.n_blocks;
         s->first_row = a->n_rows;
-        size.n_blocks += divide_up(span->n_tokens * head_group, prefill_rows(a->head_dim));
+        size.n_blocks += divide_up(span->n_tokens * head_group, block_rows);
         size.n_tiles += s->n_tiles;
         size.longest = s->n_tiles > size.longest ? s->n_tiles : size.longest;
         a->n_rows += span->n_tokens;
@@ -117,12 +129,15 @@ static uint32_t count_splits(const prefill_args *a, const prefill_size &size, ui
 cudaError_t launch_prefill(prefill_args *a, const kvq_batch *batch, const uint32_t *tables, uint32_t group, uint32_t n_sms,
                            cudaStream_t stream) {
     uint32_t max_slots = (uint32_t)a->staged_bytes / (a->n_head_kv * a->head_dim * TILE_TOKENS * 4), next = 0;
+    uint32_t block_rows = 0;
     bool k_rotated = a->k_rotated, v_rotated = a->v_rotated;
-    cudaError_t error = max_slots >= 2 ? cudaSuccess : cudaErrorInvalidValue;
+    cudaError_t error = max_slots >= 2 ? find_rows(a->head_dim, &block_rows) : cudaErrorInvalidValue;
     for (;;) {
-        prefill_size size = take_spans(a, batch, tables, group, least(PREFILL_MAX_SPANS, max_slots / 2), &next);
-        if (a->n_spans == 0 || error != cudaSuccess)
+        if (error != cudaSuccess)
             return error;
+        prefill_size size = take_spans(a, batch, tables, group, block_rows, least(PREFILL_MAX_SPANS, max_slots / 2), &next);
+        if (a->n_spans == 0)
+            return cudaSuccess;
         a->k_rotated = k_rotated && size.any_coded;
         a->v_rotated = v_rotated && size.any_coded;
         uint32_t n_slots;

@@ -33,16 +33,25 @@ typedef struct matrix {
     const __half2 *super;                /* (row block, quad, 16 rows) */
 } matrix;
 
-__host__ __device__ __forceinline__ uint32_t step_code_bytes(uint32_t kind) {
+__host__ __device__ constexpr uint32_t step_code_bytes(uint32_t kind) {
     return kind == W_F16 ? 2048 : kind == W_Q8 ? 1024 : 512;
 }
 
-__host__ __device__ __forceinline__ uint32_t step_high_bytes(uint32_t kind) {
+__host__ __device__ constexpr uint32_t step_high_bytes(uint32_t kind) {
     return kind == W_Q5K ? 128 : kind == W_Q6K ? 256 : 0;
 }
 
-__host__ __device__ __forceinline__ uint32_t step_scale_words(uint32_t kind) {
+__host__ __device__ constexpr uint32_t step_scale_words(uint32_t kind) {
     return kind == W_F16 ? 0 : kind == W_Q4M ? 2 : 1;
+}
+
+__host__ __device__ constexpr bool has_super(uint32_t kind) {
+    return kind >= W_Q4K;
+}
+
+__host__ __device__ constexpr uint32_t quad_bytes(uint32_t kind) { /* of 16 rows */
+    return QUAD * (step_code_bytes(kind) + step_high_bytes(kind)) +
+           ROWS * (QUAD * step_scale_words(kind) + has_super(kind)) * (uint32_t)sizeof(uint32_t);
 }
 
 __host__ __device__ __forceinline__ uint32_t n_quads(uint32_t n_steps) {
@@ -61,10 +70,6 @@ __host__ __device__ __forceinline__ uint32_t nibble_at(uint32_t b) {
 __host__ __device__ __forceinline__ size_t scale_at(uint32_t n_steps, uint32_t words, uint32_t rb, uint32_t step,
                                                     uint32_t row) {
     return ((((size_t)rb * n_quads(n_steps) + step / QUAD) * ROWS + row) * QUAD + step % QUAD) * words;
-}
-
-__host__ __device__ __forceinline__ bool has_super(uint32_t kind) {
-    return kind >= W_Q4K;
 }
 
 /* Where column c of a step lies in expanded rows: halves { 32 (b / 2) + 8 (lane % 4) .. + 7 } are what one lane holds of
