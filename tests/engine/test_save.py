@@ -1,5 +1,7 @@
 """Saved sequences: bit-identical continuation, and every file that does not fit refused with a sentence."""
 
+import struct
+
 import numpy as np
 import pytest
 
@@ -174,6 +176,26 @@ def test_files_that_someone_made_up_do_no_harm(model, kv, tmp_path):
             n_loaded += 1
             feed(engine, sequence)
         assert 0 < n_loaded < 200
+
+
+def test_tiles_that_are_missing_or_in_the_wrong_form_are_refused(tmp_path):
+    """Of 1000 tokens in f16, all tiles would leave the tail in one step, and more than the step has room for."""
+    path = tmp_path / "saved.kv"
+    with pykvq.Model.open(tiny.write(tmp_path / "model.gguf")) as model:
+        with pykvq.Engine(model, ctx=1024, batch=1, kv="kivi2") as engine:
+            sequence = engine.sequence()
+            sequence.sync(TEXT[:1000])
+            feed(engine, sequence)
+            sequence.save(path)
+        good = path.read_bytes()
+        forms = HEADER_BYTES + 2 * LAYER_BYTES + 4 * 1000
+        raw_pages = bytes(16 * 2 * tiny.N_HEAD_KV * 2 * 64 * tiny.HEAD_DIM * 2)
+        path.write_bytes(with_checksum(good[:forms] + bytes(16) + raw_pages + bytes(8)))
+        refuses(model, path, errors.FormatError, "tile 1 is not encoded", kv="kivi2")
+        first_tile = struct.pack("<I", 2)  # of the layers that see everything
+        n_pages = 2 * tiny.N_HEAD_KV * 2 * 64 * tiny.HEAD_DIM * 2
+        path.write_bytes(with_checksum(good[:72] + first_tile + good[76 : forms + 14] + good[forms + 16 + n_pages :]))
+        refuses(model, path, errors.FormatError, "lacks tiles that its next token sees", kv="kivi2")
 
 
 def test_a_token_beyond_the_vocabulary_is_refused(model, saved):
